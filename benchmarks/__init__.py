@@ -1,0 +1,1 @@
+"""Benchmarks and long proofs; results with their command, commit and machine go to benchmarks/results/."""

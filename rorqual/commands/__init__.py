@@ -1,0 +1,1 @@
+"""The rim: one file per rorqual sub-command."""

@@ -1,0 +1,1 @@
+"""Floor 4: benchmarks (tasks and a protocol) and their statistics."""

@@ -1,0 +1,1 @@
+"""Package data: recipes in TOML."""

@@ -1,0 +1,1 @@
+"""Outside the floors: figures and pages, made from run files only."""

@@ -1,0 +1,1 @@
+"""Floor 0: runs untrusted programs confined; knows no tasks."""

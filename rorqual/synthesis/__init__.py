@@ -1,0 +1,1 @@
+"""Floor 4: tasks out of models and programs."""
