@@ -1,0 +1,116 @@
+"""Per-layer caches of latents, rope keys and index keys.
+
+For whoever writes another cache (an engine's paged one): the model calls `begin` once per forward and then `update` once in
+each layer, in order, with the rows of that forward; `update` stores them and returns the Keys that the rows may see, itself
+included. `KeyCache` is that protocol. A paged cache on a CPU can return `Segments` (gathered or viewed, one per sequence);
+on a GPU it returns its own Keys, whose `select` and `attend` run over block tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rorqual.errors import UserError
+from rorqual.model.config import ModelConfig
+from rorqual.model.keys import Keys, Segment, Segments
+from rorqual.model.rows import Rows
+
+
+class LayerCaches(Protocol):
+    """Where the layers of one forward keep and find keys."""
+
+    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
+        """Store kv [N, L + R] and index keys [N, C] of `layer` (n_layers is the MTP layer); the keys that the rows see."""
+        ...
+
+
+class KeyCache(LayerCaches, Protocol):
+    """What the model needs of a cache."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens held of each sequence: the position of its next token."""
+        ...
+
+    def begin(self, rows: Rows) -> None:
+        """Make room for the rows of a forward; `lengths` counts them from here on."""
+        ...
+
+
+class OwnRows:
+    """No cache: the rows of the forward are all the keys there are, each row seeing its document up to itself."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.ends = torch.arange(1, len(rows.starts) + 1, device=rows.starts.device)
+
+    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
+        rows = self.rows
+        whole = slice(0, len(rows.starts))
+        return Segments([Segment(whole, kv, index_keys, rows.starts, self.ends, rows.max_len)])
+
+
+class Cache:
+    """A contiguous cache of B sequences that grow independently: `model(tokens, cache=cache)` continues each of them.
+
+    Rows of a sequence are stored at its own length; padding rows (documents of -1) are not stored. Storage doubles when
+    full. Memory per token and layer: L + R elements, plus C where the layer has its own indexer.
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int = 1, capacity: int = 256):
+        self.config = config
+        self.lengths = [0] * batch_size
+        self._capacity = capacity
+        self._kv: dict[int, Tensor] = {}
+        self._index_keys: dict[int, Tensor] = {}
+        self._spans: list[tuple[slice, int, int]] = []
+
+    def begin(self, rows: Rows) -> None:
+        self._spans, at = [], 0
+        for sequence, count in enumerate(rows.counts):
+            old = self.lengths[sequence]
+            self._spans.append((slice(at, at + count), old, old + count))
+            self.lengths[sequence] = old + count
+            at += count
+        while self._capacity < max(self.lengths):
+            self._capacity *= 2
+
+    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
+        segments = []
+        for sequence, (rows, old, new) in enumerate(self._spans):
+            if new == old:
+                continue
+            ends = torch.arange(old + 1, new + 1, device=kv.device)
+            segments.append(
+                Segment(
+                    rows,
+                    self._store(self._kv, layer, sequence, kv[rows], old),
+                    None if index_keys is None else self._store(self._index_keys, layer, sequence, index_keys[rows], old),
+                    torch.zeros_like(ends),
+                    ends,
+                    new,
+                )
+            )
+        return Segments(segments)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a sequence (a rejected draft, a retry)."""
+        if not 0 <= length <= self.lengths[sequence]:
+            raise UserError(f"cache: can't truncate a sequence of {self.lengths[sequence]} tokens to {length}")
+        self.lengths[sequence] = length
+
+    def _store(self, stores: dict[int, Tensor], layer: int, sequence: int, rows: Tensor, old: int) -> Tensor:
+        """Write rows after the first `old` ones of a sequence; a view of all of them."""
+        store = stores.get(layer)
+        if store is None or store.shape[1] < self._capacity:
+            grown = rows.new_empty(len(self.lengths), self._capacity, rows.shape[1])
+            if store is not None:
+                grown[:, : store.shape[1]] = store
+            store = stores[layer] = grown
+        new = old + len(rows)
+        store[sequence, old:new] = rows.detach()
+        return store[sequence, :new]

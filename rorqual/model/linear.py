@@ -1,0 +1,61 @@
+"""The linear map and the norms of the model, whose every row is the same bits whatever rows stand beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rorqual.model.plain import MIN_ROWS, invariant_linear
+
+
+class Linear(nn.Linear):
+    """y = x W^T without bias; weight [out, in]. In float32 on CPU a row's bits do not depend on the number of rows."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__(in_dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return invariant_linear(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """w x / sqrt(mean(x^2) + eps) over the last dim, in float32, back to x's dtype."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        # Square root and division are exact roundings; torch.rsqrt gives other bits at the end of a tensor on CPU.
+        y = y / (y.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return (y * self.weight.float()).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """The indexer's key norm: with weight and bias, eps 1e-6, in float32, back to x's dtype."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up in float32, back to gate's dtype."""
+    wide = gate.float()
+    # torch.sigmoid and silu give other bits at the end of a tensor on CPU; exp and division do not.
+    return (wide / (1 + (-wide).exp()) * up.float()).to(gate.dtype)
+
+
+def per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x [N, H, A] times weight [H, A, B] for each head: [N, H, B]. Rows are as independent of each other as in Linear."""
+    missing = MIN_ROWS - x.shape[0] if x.device.type == "cpu" else 0
+    padded = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
+    return torch.bmm(padded.transpose(0, 1), weight).transpose(0, 1)[: x.shape[0]]
