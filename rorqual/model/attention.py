@@ -29,7 +29,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer, self.indexer_kind, self.ordinal = config, layer, indexer_kind, ordinal
         self.scale = softmax_scale(config)
-        H, L, eps = config.n_heads, config.kv_lora_rank, config.norm_eps
+        H, L, eps = config.n_heads, config.kv_lora_rank, config.latent_norm_eps
         if config.q_lora_rank is None:
             self.wq = Linear(config.dim, H * config.qk_head_dim)
         else:

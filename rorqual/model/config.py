@@ -51,6 +51,8 @@ class ModelConfig:
     inter_dim: int = 18432
     """Hidden size of the dense FFN."""
     norm_eps: float = 1e-6
+    latent_norm_eps: float = 1e-6
+    """Of the norms of the query and key latents: 1e-6 in DeepSeek's code and in transformers, whatever norm_eps is."""
     max_positions: int = 163840
     """The longest context the weights are meant for."""
     init_std: float = 0.006
@@ -104,6 +106,7 @@ class ModelConfig:
             "qk_nope_head_dim": (self.qk_nope_head_dim >= 1, "at least 1"),
             "index_topk": (self.index_topk >= 1, "at least 1"),
             "norm_eps": (self.norm_eps > 0, "more than 0"),
+            "latent_norm_eps": (self.latent_norm_eps > 0, "more than 0"),
             "n_mtp_layers": (self.n_mtp_layers in (0, 1), "0 or 1 (the release has depth 1)"),
             "n_shared_experts": (self.n_shared_experts >= 0, "at least 0"),
             "moe_inter_dim": (self.moe_inter_dim >= 1, "at least 1"),
@@ -116,6 +119,10 @@ class ModelConfig:
             claims["index_head_dim"] = (
                 self.index_head_dim >= self.qk_rope_head_dim,
                 f"at least qk_rope_head_dim={self.qk_rope_head_dim} (the rotated dims come first)",
+            )
+            claims["index_hadamard"] = (
+                not self.index_hadamard or self.index_head_dim.bit_count() == 1,
+                f"false where index_head_dim={self.index_head_dim} is no power of two",
             )
         if self.n_dense_layers < self.n_layers or self.n_mtp_layers:
             claims |= self._expert_claims()

@@ -26,7 +26,8 @@ class Rotation:
 def rotation(positions: Tensor, config: ModelConfig) -> Rotation:
     """The angles of `positions` [N] (any integer or float dtype), in float32."""
     angles = positions.float()[:, None] * frequencies(config, positions.device)  # [N, R/2]
-    return Rotation(angles.cos(), angles.sin())
+    magnitude = rope_magnitude(config)
+    return Rotation(angles.cos() * magnitude, angles.sin() * magnitude)
 
 
 def frequencies(config: ModelConfig, device: torch.device | str | None = None) -> Tensor:
