@@ -1,1 +1,7 @@
-"""Floor 0: tensors in, tensors out. X.py holds the contract and plain PyTorch; X_triton.py the fast form."""
+"""Tensors in, tensors out. X.py holds an op's contract, its plain PyTorch form (the definition) and its dispatch; X_triton.py
+holds the same signature made fast on a GPU."""
+
+from rorqual.kernels.index_score import index_score as index_score
+from rorqual.kernels.linear import invariant_linear as invariant_linear
+from rorqual.kernels.selection import select_tokens as select_tokens
+from rorqual.kernels.sparse_attention import sparse_attention as sparse_attention

@@ -1,0 +1,22 @@
+"""Which form of an op runs: the plain PyTorch one is the definition, X_triton.py beside it is speed with the same signature."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+
+@functools.cache
+def _triton_form(op: str) -> Callable | None:
+    if importlib.util.find_spec("triton") is None or importlib.util.find_spec(f"rorqual.kernels.{op}_triton") is None:
+        return None
+    return getattr(importlib.import_module(f"rorqual.kernels.{op}_triton"), op)
+
+
+def triton_form(op: str, *tensors: torch.Tensor) -> Callable | None:
+    """The function `op` of rorqual/kernels/OP_triton.py where all tensors lie on a CUDA device and Triton is there, else None."""
+    return _triton_form(op) if all(tensor.is_cuda for tensor in tensors) else None

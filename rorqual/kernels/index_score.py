@@ -1,0 +1,27 @@
+"""The lightning indexer's scores: I[t, s] = sum_j w[t, j] ReLU(q[t, j] . k[s]) (DeepSeek-V3.2, eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rorqual.kernels.dispatch import triton_form
+from rorqual.kernels.linear import accumulator, row_product
+
+
+def index_score(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Scores of one tile, unmasked: q [T, I, C], k [S, C], w [T, I] -> [T, S] in float32 (float64 for float64 inputs).
+
+    Both constants of the released code (I^-0.5 and C^-0.5) are already in w, which may be negative. Differentiable with respect
+    to q, k and w. On CPU a score is bitwise the same in any tile: each dot product is one product of at least 16 rows and
+    columns, and the heads are summed in a fixed order. On GPU the bits may depend on the tile's shape.
+    It holds [T, I, S]: callers bound T and S (`select_tokens` and `index_loss` do).
+    """
+    return (triton_form("index_score", q, k, w) or index_score_plain)(q, k, w)
+
+
+def index_score_plain(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    T, I, C = q.shape
+    dtype = accumulator(q, k, w)
+    dots = row_product(q.to(dtype).reshape(T * I, C), k.to(dtype)).view(T, I, -1)  # [T, I, S]
+    return (torch.relu_(dots) * w.to(dtype).unsqueeze(-1)).sum(1)

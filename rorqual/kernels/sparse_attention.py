@@ -1,0 +1,152 @@
+"""Attention over selected keys in MLA's absorbed (MQA) form: u = Attn(h, {c_s : s in S_t}) (DeepSeek-V3.2, eq. 2).
+
+All heads of a query share the gathered rows: an entry [c_kv; k_rope] is the key, its first `value_dim` numbers the value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rorqual.kernels.dispatch import triton_form
+from rorqual.kernels.linear import accumulator
+
+TILE_ELEMENTS = 1 << 20
+"""Gathered numbers held at once (queries x selected keys x entry): 4 MiB of float32."""
+KEY_BLOCK = 512
+"""Selected keys summed at once. Blocks are summed in order, so that an empty one at the end changes no bit and is left out."""
+
+
+def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Softmax attention of each query over its own keys.
+
+    q [T, H, L+R], kv [S, L+R], indices integer [T, K] of positions in kv (negative: none, anywhere in the row; no position twice),
+    scale multiplies q . kv, value_dim = L -> (out [T, H, L] of q's dtype, lse [T, H] float32, natural log of the sum of exp).
+    An empty row gives 0 and -inf. Sums are float32 (float64 for float64 inputs).
+
+    Differentiable with respect to q and kv, through out and lse. Truly sparse: rows are gathered tile by tile, forward and
+    backward, and nothing of [T, S] or [T, H, K] is kept. On CPU a query's result is bitwise the same in any batch, chunk or
+    tile with the same K, and the gradients are repeatable; what kv holds at positions that are not selected is never used.
+    """
+    return (triton_form("sparse_attention", q, kv, indices) or sparse_attention_plain)(q, kv, indices, scale, value_dim)
+
+
+def sparse_attention_plain(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    return _SparseAttention.apply(q, kv, indices, scale, value_dim)  # type: ignore[return-value]
+
+
+class _SparseAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+        T, H, _ = q.shape
+        dtype = accumulator(q, kv)
+        out = torch.empty(T, H, value_dim, dtype=dtype, device=q.device)
+        lse = torch.empty(T, H, dtype=dtype, device=q.device)
+        for rows in query_tiles(q, indices):
+            out[rows], lse[rows] = attend(q[rows], kv, indices[rows], scale, value_dim, dtype)
+        ctx.save_for_backward(q, kv, indices, out, lse)
+        ctx.scale = scale
+        return out.to(q.dtype), lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, kv, indices, out, lse = ctx.saved_tensors
+        grad_q, grad_kv = torch.empty_like(q), torch.zeros_like(kv, dtype=out.dtype)
+        for rows in query_tiles(q, indices):
+            grad_q[rows] = attend_backward(
+                q[rows], kv, indices[rows], ctx.scale, out[rows], lse[rows], grad_out[rows], grad_lse[rows], grad_kv
+            )
+        return grad_q, grad_kv.to(kv.dtype), None, None, None
+
+
+def query_tiles(q: Tensor, indices: Tensor) -> list[slice]:
+    """Slices of queries whose gathered rows keep within TILE_ELEMENTS."""
+    T, tile = q.shape[0], max(1, TILE_ELEMENTS // max(1, indices.shape[1] * q.shape[2]))
+    return [slice(low, min(low + tile, T)) for low in range(0, T, tile)]
+
+
+def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]."""
+    indices = without_empty_tail(indices)
+    entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
+    scores = (q.to(dtype) * scale) @ entries.transpose(1, 2)  # [t, H, K]
+    scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
+    top = scores.amax(-1, keepdim=True) if indices.shape[1] else scores.new_full((*scores.shape[:2], 1), -torch.inf)
+    top.masked_fill_(top == -torch.inf, 0)  # an empty row: exp(-inf - 0) = 0
+    weights = scores.sub_(top).exp_()
+    values = entries[..., :value_dim]
+    out = torch.zeros(*q.shape[:2], value_dim, dtype=dtype, device=q.device)
+    total = torch.zeros_like(top)
+    for low in range(0, indices.shape[1], KEY_BLOCK):
+        block = weights[..., low : low + KEY_BLOCK]
+        out += block @ values[:, low : low + KEY_BLOCK]
+        total += block.sum(-1, keepdim=True)
+    lse = (top + total.log()).squeeze(-1)
+    return out.div_(total).masked_fill_(total == 0, 0), lse
+
+
+def attend_backward(
+    q: Tensor,
+    kv: Tensor,
+    indices: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    grad_kv: Tensor,
+) -> Tensor:
+    """One tile: returns the gradient of q [t, H, D], and adds those of the gathered rows into grad_kv [S, D]."""
+    dtype, value_dim = out.dtype, out.shape[-1]
+    indices = without_empty_tail(indices)
+    q, grad_out = q.to(dtype), grad_out.to(dtype)
+    entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
+    scores = (q * scale) @ entries.transpose(1, 2)  # [t, H, K]
+    weights = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_((indices < 0).unsqueeze(1), 0)
+    drift = (grad_lse - (grad_out * out).sum(-1)).unsqueeze(-1)
+    grad_scores = (grad_out @ entries[..., :value_dim].transpose(1, 2)).add_(drift).mul_(weights).mul_(scale)
+    grad_entries = grad_scores.transpose(1, 2) @ q  # [t, K, D]
+    grad_entries[..., :value_dim] += weights.transpose(1, 2) @ grad_out
+    grad_q = (grad_scores @ entries).masked_fill_((lse == -torch.inf).unsqueeze(-1), 0)
+    add_rows(grad_kv, indices, grad_entries)
+    return grad_q
+
+
+def without_empty_tail(indices: Tensor) -> Tensor:
+    """indices [t, K] less the trailing blocks of KEY_BLOCK columns in which no row has a key."""
+    K = indices.shape[1]
+    while K > KEY_BLOCK and not bool((indices[:, (K - 1) // KEY_BLOCK * KEY_BLOCK : K] >= 0).any()):
+        K = (K - 1) // KEY_BLOCK * KEY_BLOCK
+    return indices[:, :K]
+
+
+def present(indices: Tensor) -> Tensor:
+    """indices [t, K] as int64, with each -1 replaced by a position of the same row, so that no foreign row is ever read."""
+    indices = indices.long()
+    if not indices.shape[1]:
+        return indices
+    return torch.where(indices < 0, indices.amax(1, keepdim=True).clamp_min(0), indices)
+
+
+def gather_rows(source: Tensor, indices: Tensor) -> Tensor:
+    """source [S, D] at indices [t, K] -> [t, K, D]; a row that selects nothing reads position 0, or zeros of an empty source."""
+    t, K = indices.shape
+    if not len(source):
+        return source.new_zeros(t, K, source.shape[1])
+    return source.index_select(0, present(indices).view(-1)).view(t, K, -1)
+
+
+def add_rows(target: Tensor, indices: Tensor, rows: Tensor) -> None:
+    """target[indices[t, k]] += rows[t, k], in that order, where the index is not negative: repeatable on CPU and GPU."""
+    if not len(target):
+        return
+    rows = rows.masked_fill_((indices < 0).unsqueeze(-1), 0).flatten(0, 1)
+    flat = present(indices).view(-1)
+    if target.is_cuda:  # index_add_ would add atomically
+        target.index_put_((flat,), rows, accumulate=True)
+    else:
+        target.index_add_(0, flat, rows)
