@@ -43,9 +43,9 @@ class Request:
     drafted: int = 0
     accepted: int = 0
     stop_reason: StopReason | None = None
+    records: tuple[Any, Any] = (None, None)
+    """Routed experts and selected indices, once it has ended."""
     arrived: float = field(default_factory=time.monotonic)
-    began: float | None = None
-    """When the first of its tokens was computed."""
 
     def __post_init__(self) -> None:
         self.tokens = [*self.prompt_tokens, *self.tokens]

@@ -72,8 +72,16 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def schedule(self) -> list[Work]:
-        """The work of the next step. Requests that cannot go on (out of blocks, alone) are left with a stop reason."""
+    @property
+    def num_started(self) -> int:
+        """Requests that have sampled tokens and no end yet, computed now or waiting to be computed again."""
+        return sum(request.num_sampled > 0 or request in self.running for request in [*self.running, *self.waiting])
+
+    def schedule(self, only_started: bool = False) -> list[Work]:
+        """The work of the next step. A request that cannot go on (out of blocks, alone) is left with a stop reason.
+
+        only_started: admit no request that has not sampled a token yet.
+        """
         budget, work = self.config.max_step_tokens, []
         for request in list(self.running):
             if request in self.running and budget:  # it may have been preempted for an earlier one
@@ -84,6 +92,8 @@ class Scheduler:
         preempted = {id(r) for r in self.waiting}
         work = [item for item in work if id(item.request) not in preempted]
         while self.waiting and budget and len(self.running) < self.config.max_running:
+            if only_started and not self.waiting[0].num_sampled:
+                break
             item = self._admit(self.waiting[0], budget)
             if item is None:
                 break
