@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rorqual.model.plain import MIN_ROWS, invariant_linear
+from rorqual.kernels.linear import MIN_ROWS, invariant_linear
 
 
 class Linear(nn.Linear):
@@ -56,6 +56,9 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, H, A] times weight [H, A, B] for each head: [N, H, B]. Rows are as independent of each other as in Linear."""
-    missing = MIN_ROWS - x.shape[0] if x.device.type == "cpu" else 0
-    padded = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
-    return torch.bmm(padded.transpose(0, 1), weight).transpose(0, 1)[: x.shape[0]]
+    if x.is_cuda:
+        return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
+    rows, columns = x.shape[0], weight.shape[2]
+    x = F.pad(x, (0, 0, 0, 0, 0, max(MIN_ROWS - rows, 0)))
+    weight = F.pad(weight, (0, max(MIN_ROWS - columns, 0)))
+    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)[:rows, :, :columns]

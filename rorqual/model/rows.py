@@ -71,7 +71,7 @@ def pack_rows(
     packed = Rows(tokens, rows - starts, starts, (B, T), places, counts, max(counts, default=0))
     own = packed.positions if positions is None else packed.pack(positions.expand(B, T))
     if cached_lens:
-        _check_cached(packed, cached_lens)
+        _check_cached(packed, cached_lens, documents is not None)
         own = own + _by_row(cached_lens, counts, own) if positions is None else own
     return replace(packed, tokens=packed.pack(tokens), positions=own)
 
@@ -81,10 +81,10 @@ def _by_row(values: Sequence[int], counts: tuple[int, ...], like: Tensor) -> Ten
     return each.repeat_interleave(torch.tensor(counts, device=like.device), output_size=sum(counts))
 
 
-def _check_cached(rows: Rows, cached_lens: Sequence[int]) -> None:
+def _check_cached(rows: Rows, cached_lens: Sequence[int], documented: bool) -> None:
     if len(rows.counts) != len(cached_lens):
         raise UserError(f"cache: holds {len(cached_lens)} sequences, found a batch of {len(rows.counts)}")
-    if rows.places is not None and len(rows.starts.unique()) != sum(count > 0 for count in rows.counts):
+    if documented and len(rows.starts.unique()) != sum(count > 0 for count in rows.counts):
         raise UserError("documents: a cache takes one document per sequence, found more")
 
 
