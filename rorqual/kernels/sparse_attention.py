@@ -23,7 +23,7 @@ KEY_BLOCK = 512
 def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
     """Softmax attention of each query over its own keys.
 
-    q [T, H, L+R], kv [S, L+R], indices integer [T, K] of positions in kv (negative: none, anywhere in the row; no position twice),
+    q [T, H, L+R], kv [S, L+R], indices integer [T, K] of positions in kv (negative: none, anywhere; no position twice),
     scale multiplies q . kv, value_dim = L -> (out [T, H, L] of q's dtype, lse [T, H] float32, natural log of the sum of exp).
     An empty row gives 0 and -inf. Sums are float32 (float64 for float64 inputs).
 
