@@ -13,11 +13,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from rorqual.errors import UserError
 from rorqual.kernels import sparse_attention
 from rorqual.model.config import ModelConfig
-from rorqual.model.keys import Keys, Segment, Segments
+from rorqual.model.keys import Keys, Reach, Segment, Segments, Split
 from rorqual.model.rows import Rows
 
 
@@ -95,16 +95,13 @@ class _Layout:
         for span in spans:
             self.rows.append(slice(at, at + span.count))
             at += span.count
+        self.reaches = [_reach(span.start, span.end, written.device) for span in spans]
         self.runs = [_run(span.blocks, table) for span, table in zip(spans, tables, strict=True)]
+        self._heads: dict[int, _Heads | None] = {}
 
-    @cached_property
-    def ends(self) -> Tensor:
-        """How many keys each row sees, int64 [N]."""
-        return torch.cat([torch.arange(s.start + 1, s.end + 1, device=self.written.device) for s in self.spans])
-
-    @cached_property
-    def zeros(self) -> Tensor:
-        return torch.zeros_like(self.ends)
+    @property
+    def max_len(self) -> int:
+        return max(span.end for span in self.spans)
 
     @cached_property
     def table(self) -> Tensor:
@@ -120,20 +117,53 @@ class _Layout:
         counts = torch.tensor([span.count for span in self.spans], device=self.written.device)
         return torch.tensor(begins, device=self.written.device).repeat_interleave(counts)
 
-    @property
-    def max_len(self) -> int:
-        return max(span.end for span in self.spans)
-
     def gather(self, store: Tensor, request: int) -> Tensor:
         """A request's entries in order: a view where its blocks lie one after another, else a copy."""
         run = self.runs[request]
         return store[run] if run is not None else store[self.tables[request]]
 
+    def heads(self, topk: int) -> _Heads | None:
+        """The rows that see at most topk keys; None where there are none, or on a GPU, where every row takes its slots."""
+        if topk not in self._heads:
+            self._heads[topk] = None if self.written.is_cuda else _Heads.of(self, topk)
+        return self._heads[topk]
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Rows that see at most topk keys and so attend densely; `split` parts all rows into these and the others."""
+
+    split: Split
+    requests: list[int]
+    rows: list[slice]
+    """Of each such request, among the short rows alone."""
+    reaches: list[Reach]
+
+    @classmethod
+    def of(cls, layout: _Layout, topk: int) -> _Heads | None:
+        is_short = torch.cat([reach.ends <= topk for reach in layout.reaches])
+        if not is_short.any():
+            return None
+        requests, rows, reaches, at = [], [], [], 0
+        for index, span in enumerate(layout.spans):
+            count = min(max(topk - span.start, 0), span.count)
+            if count:
+                requests.append(index)
+                rows.append(slice(at, at + count))
+                reaches.append(_reach(span.start, span.start + count, layout.written.device))
+                at += count
+        return cls(Split.of(is_short), requests, rows, reaches)
+
+
+def _reach(start: int, end: int, device: torch.device) -> Reach:
+    """Rows [start, end) of a request see all keys up to themselves."""
+    ends = torch.arange(start + 1, end + 1, device=device)
+    return Reach(torch.zeros_like(ends), ends, start + 1, end)
+
 
 def _run(blocks: Sequence[int], table: Tensor) -> slice | None:
     """The slots of a table as one slice, if its blocks lie one after another."""
-    first = blocks[0] if blocks else 0
-    if any(block != first + i for i, block in enumerate(blocks)) or not len(table):
+    if not len(table) or any(block != blocks[0] + i for i, block in enumerate(blocks)):
         return None
     begin = int(table[0])
     return slice(begin, begin + len(table))
@@ -148,7 +178,11 @@ class PagedKeys:
     @property
     def segments(self) -> list[Segment]:
         """Each request's keys in one piece."""
-        return [self._segment(i, self._layout.gather(self._kv, i), None) for i in range(len(self._layout.spans))]
+        layout = self._layout
+        return [
+            Segment(rows, reach, layout.gather(self._kv, i), None)
+            for i, (rows, reach) in enumerate(zip(layout.rows, layout.reaches, strict=True))
+        ]
 
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
         if self._layout.max_len <= topk or self._index_keys is None:
@@ -158,64 +192,36 @@ class PagedKeys:
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
         if selected is None:
             return Segments(self.segments).attend(q, scale, value_dim, None)
-        short = self._short(selected.shape[1])
-        if short is None:
-            return self._attend_slots(q, scale, value_dim, selected, slice(None))
-        long = (self._layout.ends > selected.shape[1]).nonzero()[:, 0]
-        near = Segments([self._head_of(i, selected.shape[1]) for i in short[1]]).attend(q[short[0]], scale, value_dim, None)
-        far = self._attend_slots(q[long], scale, value_dim, selected[long], long)
-        return torch.cat([near, far])[torch.cat([short[0], long]).argsort()]
+        heads = self._layout.heads(selected.shape[1])
+        if heads is None:
+            return self._attend_slots(q, scale, value_dim, selected, self._layout.offsets)
+        long, short = heads.split.long, heads.split.short
+        near = Segments(self._head_segments(heads)).attend(q[short], scale, value_dim, None)
+        far = self._attend_slots(q[long], scale, value_dim, selected[long], self._layout.offsets[long])
+        return torch.cat([near, far])[heads.split.order]
 
     def to_positions(self, selected: Tensor | None, topk: int) -> Tensor:
-        if selected is not None:
-            return selected
-        keys = torch.arange(topk, device=self._kv.device)
-        return torch.where(keys < self._layout.ends[:, None], keys, -1).int()
+        return torch.cat([reach.listed(topk) for reach in self._layout.reaches]) if selected is None else selected
 
     def replay(self, selected: Tensor | None, positions: Tensor, topk: int) -> Tensor | None:
-        if selected is None:
-            return None
-        given = F.pad(positions.int(), (0, topk - positions.shape[1]), value=-1)
-        return torch.where((given >= 0).any(1, keepdim=True), given, selected)
+        raise UserError("the engine samples; it replays no selection (the model's own forward does)")
 
-    def _attend_slots(self, q: Tensor, scale: float, value_dim: int, selected: Tensor, rows: slice | Tensor) -> Tensor:
+    def _attend_slots(self, q: Tensor, scale: float, value_dim: int, selected: Tensor, offsets: Tensor) -> Tensor:
         """Sparse attention of rows of any requests over the shared store, through their slot tables."""
-        flat = self._layout.offsets[rows][:, None] + selected.clamp(min=0)
-        slots = torch.where(selected >= 0, self._layout.table[flat], -1).int()
-        return sparse_attention(q, self._kv, slots, scale, value_dim)[0]
+        slots = self._layout.table[offsets[:, None] + selected.clamp(min=0)]
+        return sparse_attention(q, self._kv, torch.where(selected >= 0, slots, -1).int(), scale, value_dim)[0]
 
-    def _short(self, topk: int) -> tuple[Tensor, list[int]] | None:
-        """Rows that see at most topk keys, which attend densely, and the requests they are of; None where there are none.
-
-        On a GPU every row goes through its slots, as the model's own keys do it: to split would wait for the device.
-        """
-        if self._kv.is_cuda:
-            return None
-        rows, requests = [], []
-        for index, (span, where) in enumerate(zip(self._layout.spans, self._layout.rows, strict=True)):
-            count = min(max(topk - span.start, 0), span.count)
-            if count:
-                rows.append(torch.arange(where.start, where.start + count))
-                requests.append(index)
-        return (torch.cat(rows), requests) if rows else None
-
-    def _head_of(self, request: int, topk: int) -> Segment:
-        """The rows of a request that see at most topk keys, and those keys. Rows count from the first such request's on."""
-        span = self._layout.spans[request]
-        length = min(span.end, topk)
-        count = length - span.start
-        before = sum(min(max(topk - s.start, 0), s.count) for s in self._layout.spans[:request])
-        keys = self._layout.gather(self._kv, request)[:length]
-        ends = torch.arange(span.start + 1, length + 1)
-        return Segment(slice(before, before + count), keys, None, torch.zeros_like(ends), ends, length)
+    def _head_segments(self, heads: _Heads) -> list[Segment]:
+        """The short rows of each request, and the keys they see."""
+        return [
+            Segment(rows, reach, self._layout.gather(self._kv, request)[: reach.max_len], None)
+            for request, rows, reach in zip(heads.requests, heads.rows, heads.reaches, strict=True)
+        ]
 
     def _index_segment(self, request: int, topk: int) -> Segment:
         """For selection alone: kv stays where it is, only index keys are brought together (and not for short contexts)."""
         assert self._index_keys is not None
-        is_short = self._layout.spans[request].end <= topk
-        keys = self._index_keys[:0] if is_short else self._layout.gather(self._index_keys, request)
-        return self._segment(request, self._kv[:0], keys)
-
-    def _segment(self, request: int, kv: Tensor, index_keys: Tensor | None) -> Segment:
-        rows, layout = self._layout.rows[request], self._layout
-        return Segment(rows, kv, index_keys, layout.zeros[rows], layout.ends[rows], layout.spans[request].end)
+        layout = self._layout
+        is_short = layout.spans[request].end <= topk
+        keys = self._index_keys[:0] if is_short else layout.gather(self._index_keys, request)
+        return Segment(layout.rows[request], layout.reaches[request], self._kv[:0], keys)
