@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rorqual.kernels.dense_attention import masked_attention
+from rorqual.kernels.index_loss import index_loss, selection_quality
 from rorqual.model.call import Call
 from rorqual.model.config import IndexerKind, ModelConfig
 from rorqual.model.indexer import Indexer, IndexQueries
-from rorqual.model.keys import Keys, Segment
+from rorqual.model.keys import Keys, Segment, attend_densely
 from rorqual.model.linear import Linear, RMSNorm, per_head
-from rorqual.model.plain import dense_attention, index_loss, masked_attention
 from rorqual.model.rope import Rotation, rotate_interleaved, softmax_scale
 
 
@@ -49,8 +50,8 @@ class Attention(nn.Module):
         index = self._index_queries(x, c_q, call)
         keys = call.caches.update(self.layer, self._entries(x, call.rotation), self._index_keys(x, call))
         selected = self._select(keys, index, handed, call)
-        if index is not None and call.trace.index_loss != "none":
-            self._tell_index_loss(keys, index, selected, q_nope, q_rope, call)
+        if index is not None and (call.trace.index_loss != "none" or call.trace.index_quality):
+            self._tell_index(keys, index, selected, self._absorb(q_nope, q_rope).detach(), call)
         used = selected if call.mode.sparse and self.indexer_kind != "none" else None
         attend = self._expanded if self._is_expanded(keys, used, call) else self._absorbed
         return self.wo(attend(keys, q_nope, q_rope, used).flatten(1)), selected
@@ -95,30 +96,23 @@ class Attention(nn.Module):
             call.trace.selected.setdefault(self.layer, keys.to_positions(selected, topk))
         return selected
 
-    def _tell_index_loss(
-        self, keys: Keys, index: IndexQueries, selected: Tensor | None, q_nope: Tensor, q_rope: Tensor, call: Call
-    ):
-        """The KL between where the main attention looks and where the indexer does, per row."""
-        q = self._absorb(q_nope, q_rope).detach()
-        segment = keys.segments[0]
-        chosen = selected if call.trace.index_loss == "restricted" else None
-        loss = index_loss(
-            index.query,
-            segment.index_keys,
-            index.weight,
-            q,
-            segment.kv.detach(),
-            self.scale,
-            segment.starts,
-            segment.ends,
-            chosen,
-        )
-        call.trace.index_losses.setdefault(self.layer, loss)
+    def _tell_index(self, keys: Keys, index: IndexQueries, selected: Tensor | None, q: Tensor, call: Call) -> None:
+        """The divergence of the indexer from the main attention, whose absorbed queries are q, and how good its selection is."""
+        (segment,) = keys.segments
+        reach, kv, trace = segment.reach, segment.kv.detach(), call.trace
+        listed = reach.listed(self.config.index_topk) if selected is None else selected
+        if trace.index_loss != "none":
+            over = listed if trace.index_loss == "restricted" else None
+            loss = index_loss(index.query, segment.index_keys, index.weight, q, kv, self.scale, reach.starts, reach.ends, over)
+            trace.index_losses.setdefault(self.layer, loss)
+        if trace.index_quality:
+            quality = selection_quality(q, kv, self.scale, listed, reach.starts, reach.ends)
+            trace.qualities.setdefault(self.layer, quality)
 
     def _is_expanded(self, keys: Keys, selected: Tensor | None, call: Call) -> bool:
         if call.mode.form == "absorbed":
             return False
-        return selected is None or all(segment.max_len <= call.mode.masked_len for segment in keys.segments)
+        return selected is None or all(segment.reach.max_len <= call.mode.masked_len for segment in keys.segments)
 
     def _absorbed(self, keys: Keys, q_nope: Tensor, q_rope: Tensor, selected: Tensor | None) -> Tensor:
         """[N, H, v]: every head attends over the latents themselves."""
@@ -144,7 +138,7 @@ class Attention(nn.Module):
         k_nope, v = kv.split([self.config.qk_nope_head_dim, self.config.v_head_dim], -1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, self.config.n_heads, -1)], -1)  # [S, H, nope + R]
         if selected is None:
-            return dense_attention(q, k, v, self.scale, segment.starts, segment.ends)[0]
+            return attend_densely(q, k, v, self.scale, segment.reach)
         return masked_attention(q, k, v, self.scale, selected)
 
     def _up_keys(self) -> Tensor:

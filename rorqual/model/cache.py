@@ -8,7 +8,9 @@ on a GPU it returns its own Keys, whose `select` and `attend` run over block tab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
-from rorqual.model.keys import Keys, Segment, Segments
+from rorqual.model.keys import Keys, Reach, Segment, Segments
 from rorqual.model.rows import Rows
 
 
@@ -45,13 +47,22 @@ class OwnRows:
     """No cache: the rows of the forward are all the keys there are, each row seeing its document up to itself."""
 
     def __init__(self, rows: Rows):
-        self.rows = rows
-        self.ends = torch.arange(1, len(rows.starts) + 1, device=rows.starts.device)
+        ends = torch.arange(1, len(rows.starts) + 1, device=rows.starts.device)
+        self._reach = Reach(rows.starts, ends, 1, max(rows.lengths, default=0), rows.lengths)
 
     def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        rows = self.rows
-        whole = slice(0, len(rows.starts))
-        return Segments([Segment(whole, kv, index_keys, rows.starts, self.ends, rows.max_len)])
+        return Segments([Segment(slice(0, len(kv)), self._reach, kv, index_keys)])
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of one sequence in one forward: tokens [old, new) of the sequence."""
+
+    sequence: int
+    rows: slice
+    old: int
+    new: int
+    reach: Reach
 
 
 class Cache:
@@ -67,35 +78,30 @@ class Cache:
         self._capacity = capacity
         self._kv: dict[int, Tensor] = {}
         self._index_keys: dict[int, Tensor] = {}
-        self._spans: list[tuple[slice, int, int]] = []
+        self._spans: list[Span] = []
 
     def begin(self, rows: Rows) -> None:
         self._spans, at = [], 0
         for sequence, count in enumerate(rows.counts):
-            old = self.lengths[sequence]
-            self._spans.append((slice(at, at + count), old, old + count))
-            self.lengths[sequence] = old + count
+            if count:
+                self._spans.append(self._span(sequence, slice(at, at + count), rows.tokens.device))
             at += count
-        while self._capacity < max(self.lengths):
-            self._capacity *= 2
+        self._capacity *= 2 ** max(0, math.ceil(math.log2(max(self.lengths) / self._capacity)))
+
+    def _span(self, sequence: int, rows: slice, device: torch.device) -> Span:
+        old = self.lengths[sequence]
+        new = self.lengths[sequence] = old + rows.stop - rows.start
+        ends = torch.arange(old + 1, new + 1, device=device)
+        return Span(sequence, rows, old, new, Reach(torch.zeros_like(ends), ends, old + 1, new))
 
     def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        segments = []
-        for sequence, (rows, old, new) in enumerate(self._spans):
-            if new == old:
-                continue
-            ends = torch.arange(old + 1, new + 1, device=kv.device)
-            segments.append(
-                Segment(
-                    rows,
-                    self._store(self._kv, layer, sequence, kv[rows], old),
-                    None if index_keys is None else self._store(self._index_keys, layer, sequence, index_keys[rows], old),
-                    torch.zeros_like(ends),
-                    ends,
-                    new,
-                )
-            )
-        return Segments(segments)
+        return Segments([self._segment(layer, span, kv, index_keys) for span in self._spans])
+
+    def _segment(self, layer: int, span: Span, kv: Tensor, index_keys: Tensor | None) -> Segment:
+        held = self._store(self._kv, layer, span, kv)
+        return Segment(
+            span.rows, span.reach, held, None if index_keys is None else self._store(self._index_keys, layer, span, index_keys)
+        )
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all but the first `length` tokens of a sequence (a rejected draft, a retry)."""
@@ -103,14 +109,13 @@ class Cache:
             raise UserError(f"cache: can't truncate a sequence of {self.lengths[sequence]} tokens to {length}")
         self.lengths[sequence] = length
 
-    def _store(self, stores: dict[int, Tensor], layer: int, sequence: int, rows: Tensor, old: int) -> Tensor:
-        """Write rows after the first `old` ones of a sequence; a view of all of them."""
+    def _store(self, stores: dict[int, Tensor], layer: int, span: Span, rows: Tensor) -> Tensor:
+        """Write the span's rows after the tokens held before; a view of all of them."""
         store = stores.get(layer)
         if store is None or store.shape[1] < self._capacity:
             grown = rows.new_empty(len(self.lengths), self._capacity, rows.shape[1])
             if store is not None:
                 grown[:, : store.shape[1]] = store
             store = stores[layer] = grown
-        new = old + len(rows)
-        store[sequence, old:new] = rows.detach()
-        return store[sequence, :new]
+        store[span.sequence, span.old : span.new] = rows[span.rows].detach()
+        return store[span.sequence, : span.new]

@@ -29,11 +29,15 @@ class AttentionMode:
         require(self, masked_len=(self.masked_len >= 0, "at least 0"))
 
 
+ABSORBED = AttentionMode()
+EXPANDED = AttentionMode(form="expanded")
+
+
 @dataclass(frozen=True)
 class Call:
     rows: Rows
     rotation: Rotation
     caches: LayerCaches
-    mode: AttentionMode = AttentionMode()
+    mode: AttentionMode = ABSORBED
     replay: Replay | None = None
     trace: Trace = field(default_factory=Trace)

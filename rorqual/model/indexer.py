@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rorqual.kernels.linear import invariant_linear
 from rorqual.model.config import ModelConfig
 from rorqual.model.linear import LayerNorm, Linear
-from rorqual.model.plain import invariant_linear
 from rorqual.model.rope import Rotation, rotate_half_split, rotate_interleaved
 
 

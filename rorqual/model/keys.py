@@ -7,16 +7,18 @@ is a property of the row alone, so the result does not depend on how rows are ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rorqual.errors import UserError
-from rorqual.model.plain import dense_attention, select_tokens, sparse_attention
+from rorqual.kernels.dense_attention import dense_attention
+from rorqual.kernels.selection import select_tokens
+from rorqual.kernels.sparse_attention import sparse_attention
 
 
 class Keys(Protocol):
@@ -47,68 +49,91 @@ class Keys(Protocol):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Consecutive rows, and the contiguous keys they share; row t sees keys [starts[t], ends[t])."""
+class Reach:
+    """Which keys each of T consecutive rows may see: [starts[t], ends[t]), int64 [T]. All layers of a forward share it."""
 
-    rows: slice
-    kv: Tensor
-    """[S, L + R]: normalised latents, then rotated rope keys."""
-    index_keys: Tensor | None
-    """[S, C]."""
     starts: Tensor
-    """int64 [T]."""
     ends: Tensor
-    """int64 [T]."""
+    min_len: int
+    """Bounds, known on the host, on ends - starts."""
     max_len: int
-    """A bound, known on the host, on ends - starts."""
+    documents: tuple[int, ...] = ()
+    """Where rows and keys are the same tokens: the length of each document. Empty: keys held before, starting at key 0."""
+    _splits: dict[int, Split | None] = field(default_factory=dict)
 
-    def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
-        """[T, topk] int32; short rows list all their keys."""
-        if self.max_len <= topk or self.index_keys is None:
-            return None
-        long = self._long(topk)
-        if long is None:
-            return self._choose(query, weight, topk, self.starts, self.ends)
-        selected = self.all_keys(topk)
-        selected[long] = self._choose(query[long], weight[long], topk, self.starts[long], self.ends[long])
-        return selected
+    def split(self, topk: int) -> Split | None:
+        """The rows with at most topk keys and the others; None where all are others, as on a GPU, which would have to wait."""
+        if topk not in self._splits:
+            whole = self.min_len > topk or self.ends.is_cuda
+            self._splits[topk] = None if whole else Split.of(self.ends - self.starts, topk)
+        return self._splits[topk]
 
-    def _choose(self, query: Tensor, weight: Tensor, topk: int, starts: Tensor, ends: Tensor) -> Tensor:
-        chosen = select_tokens(query, self.index_keys, weight, topk, starts, ends)
-        missing = topk - chosen.shape[1]
-        return F.pad(chosen, (0, missing), value=-1) if missing else chosen
-
-    def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
-        if selected is None:
-            return self.attend_all(q, scale, value_dim, self.starts, self.ends)
-        long = self._long(selected.shape[1])
-        if long is None:
-            return sparse_attention(q, self.kv, selected, scale, value_dim)[0]
-        short = self._short(selected.shape[1])
-        near = self.attend_all(q[short], scale, value_dim, self.starts[short], self.ends[short])
-        far = sparse_attention(q[long], self.kv, selected[long], scale, value_dim)[0]
-        order = torch.cat([short, long]).argsort()
-        return torch.cat([near, far])[order]
-
-    def attend_all(self, q: Tensor, scale: float, value_dim: int, starts: Tensor, ends: Tensor) -> Tensor:
-        """Dense attention over [starts, ends): the latents are both keys and values, shared by all heads."""
-        keys = self.kv[:, None]  # [S, 1, L + R]
-        return dense_attention(q, keys, keys[..., :value_dim], scale, starts, ends)[0]
-
-    def all_keys(self, topk: int) -> Tensor:
+    def listed(self, topk: int) -> Tensor:
         """Every row's first topk keys, int32 [T, topk], -1 beyond its end."""
         keys = self.starts[:, None] + torch.arange(topk, device=self.starts.device)
         return torch.where(keys < self.ends[:, None], keys, -1).int()
 
-    def _long(self, topk: int) -> Tensor | None:
-        """The rows with more than topk keys; None for all rows. On a GPU all count as long: to split would wait for it."""
-        lengths = self.ends - self.starts
-        if lengths.is_cuda or bool((lengths > topk).all()):
-            return None
-        return (lengths > topk).nonzero()[:, 0]
 
-    def _short(self, topk: int) -> Tensor:
-        return (self.ends - self.starts <= topk).nonzero()[:, 0]
+@dataclass(frozen=True)
+class Split:
+    """int64 indices of the rows with at most topk keys and of the others, and what puts their concatenation back in order."""
+
+    topk: int
+    short: Tensor
+    long: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, topk: int) -> Self:
+        short, long = (lengths <= topk).nonzero()[:, 0], (lengths > topk).nonzero()[:, 0]
+        return cls(topk, short, long, torch.cat([short, long]).argsort())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows, and the contiguous keys that they share."""
+
+    rows: slice
+    reach: Reach
+    kv: Tensor
+    """[S, L + R]: normalised latents, then rotated rope keys."""
+    index_keys: Tensor | None
+    """[S, C]."""
+
+    def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
+        """int32 [T, topk], short rows listing all their keys; None where all rows are short."""
+        if self.reach.max_len <= topk or self.index_keys is None:
+            return None
+        return select_tokens(query, self.index_keys, weight, topk, self.reach.starts, self.reach.ends)
+
+    def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
+        if selected is None:
+            return self._attend_all(q, scale, value_dim)
+        split = self.reach.split(selected.shape[1])
+        if split is None:
+            return sparse_attention(q, self.kv, selected, scale, value_dim)[0]
+        near = self._attend_all(q[split.short], scale, value_dim, split)
+        far = sparse_attention(q[split.long], self.kv, selected[split.long], scale, value_dim)[0]
+        return torch.cat([near, far])[split.order]
+
+    def _attend_all(self, q: Tensor, scale: float, value_dim: int, split: Split | None = None) -> Tensor:
+        """Dense attention of all rows or of a split's short ones; the latents are keys and values, shared by all heads."""
+        keys = self.kv[:, None]  # [S, 1, L + R]
+        return attend_densely(q, keys, keys[..., :value_dim], scale, self.reach, split)
+
+
+def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Reach, split: Split | None = None) -> Tensor:
+    """q [T, H, D] of all rows or of a split's short ones, k [S, G, D], v [S, G, L] -> [T, H, L].
+
+    On a CPU each document is computed apart, its keys beginning at key 0: that makes a row the same bits however documents
+    are packed.
+    """
+    if len(reach.documents) < 2 or q.is_cuda:
+        rows = slice(None) if split is None else split.short
+        return dense_attention(q, k, v, scale, reach.starts[rows], reach.ends[rows])[0]
+    counts = [n if split is None else min(n, split.topk) for n in reach.documents]
+    documents = zip(q.split(counts), k.split(reach.documents), v.split(reach.documents), counts, strict=True)
+    return torch.cat([dense_attention(q, k[:n], v[:n], scale)[0] for q, k, v, n in documents])
 
 
 class Segments:
@@ -121,7 +146,7 @@ class Segments:
         parts = [piece.select(query[piece.rows], weight[piece.rows], topk) for piece in self.segments]
         if all(part is None for part in parts):
             return None
-        filled = [piece.all_keys(topk) if part is None else part for piece, part in zip(self.segments, parts, strict=True)]
+        filled = [piece.reach.listed(topk) if part is None else part for piece, part in zip(self.segments, parts, strict=True)]
         return torch.cat(filled)
 
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
@@ -133,7 +158,7 @@ class Segments:
 
     def to_positions(self, selected: Tensor | None, topk: int) -> Tensor:
         if selected is None:
-            selected = torch.cat([piece.all_keys(topk) for piece in self.segments])
+            selected = torch.cat([piece.reach.listed(topk) for piece in self.segments])
         return torch.where(selected >= 0, selected - self._starts[:, None], -1).int()
 
     def replay(self, selected: Tensor | None, positions: Tensor, topk: int) -> Tensor | None:
@@ -147,4 +172,4 @@ class Segments:
 
     @cached_property
     def _starts(self) -> Tensor:
-        return torch.cat([piece.starts for piece in self.segments])
+        return torch.cat([piece.reach.starts for piece in self.segments])

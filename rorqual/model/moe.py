@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rorqual.kernels.experts import experts
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import FFN
-from rorqual.model.plain import experts
 from rorqual.model.router import Router, Routing
 
 

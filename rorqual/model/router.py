@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from rorqual.kernels.linear import invariant_linear
 from rorqual.model.config import ModelConfig
-from rorqual.model.plain import invariant_linear
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,8 +30,8 @@ class Rows:
     """int64 [N]: where each row stands in the flat padded form; None where nothing is padded."""
     counts: tuple[int, ...] = ()
     """Rows of each sequence, known on the host."""
-    max_len: int = 0
-    """A bound, known on the host, on the length of a document."""
+    lengths: tuple[int, ...] = ()
+    """Rows of each document, in order, known on the host."""
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...]."""
@@ -62,13 +63,13 @@ def pack_rows(
     _check_shapes(tokens, positions, documents)
     B, T = tokens.shape
     if documents is None:
-        rows, counts, places = torch.arange(B * T, device=tokens.device), (T,) * B, None
-        starts = rows // max(T, 1) * T
+        counts = lengths = (T,) * B if T else ()
+        places = None
     else:
-        places, counts, starts = _without_padding(documents)
-        rows = torch.arange(len(places), device=tokens.device)
+        places, counts, lengths = _without_padding(documents)
         places = None if len(places) == B * T else places
-    packed = Rows(tokens, rows - starts, starts, (B, T), places, counts, max(counts, default=0))
+    starts = _starts(lengths, tokens.device)
+    packed = Rows(tokens, torch.arange(len(starts), device=tokens.device) - starts, starts, (B, T), places, counts, lengths)
     own = packed.positions if positions is None else packed.pack(positions.expand(B, T))
     if cached_lens:
         _check_cached(packed, cached_lens, documents is not None)
@@ -84,21 +85,26 @@ def _by_row(values: Sequence[int], counts: tuple[int, ...], like: Tensor) -> Ten
 def _check_cached(rows: Rows, cached_lens: Sequence[int], documented: bool) -> None:
     if len(rows.counts) != len(cached_lens):
         raise UserError(f"cache: holds {len(cached_lens)} sequences, found a batch of {len(rows.counts)}")
-    if documented and len(rows.starts.unique()) != sum(count > 0 for count in rows.counts):
+    if documented and len(rows.lengths) != sum(count > 0 for count in rows.counts):
         raise UserError("documents: a cache takes one document per sequence, found more")
 
 
-def _without_padding(documents: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
-    """Places of the rows that are no padding, their count by sequence, and the first row of each row's document."""
+def _without_padding(documents: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+    """Places of the rows that are no padding, their count by sequence, and their count by document."""
     kept = documents != PADDING
     places = kept.flatten().nonzero()[:, 0]
     sequence = places // documents.shape[1]
     ids = documents.flatten()[places]
     begins = torch.ones_like(places, dtype=torch.bool)
     begins[1:] = (ids[1:] != ids[:-1]) | (sequence[1:] != sequence[:-1])
-    rows = torch.arange(len(places), device=documents.device)
-    starts = torch.where(begins, rows, 0).cummax(0).values if len(places) else rows
-    return places, tuple(kept.sum(1).tolist()), starts
+    edges = [*begins.nonzero()[:, 0].tolist(), len(places)]
+    return places, tuple(kept.sum(1).tolist()), tuple(b - a for a, b in itertools.pairwise(edges))
+
+
+def _starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """The first row of each row's document."""
+    each = torch.tensor(lengths, dtype=torch.long, device=device)
+    return (each.cumsum(0) - each).repeat_interleave(each, output_size=sum(lengths))
 
 
 def _check_shapes(tokens: Tensor, positions: Tensor | None, documents: Tensor | None) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rorqual.kernels.index_loss import SelectionQuality
 from rorqual.model.router import Routing
 
 IndexLossKind = Literal["none", "dense", "restricted"]
@@ -32,8 +33,8 @@ class Trace:
     index_loss: IndexLossKind = "none"
     """dense: KL against attention over all keys (the warm-up, where attention itself is dense); restricted: over the
     selected keys (sparse training)."""
-    index_stats: bool = False
-    """With the dense loss: what share of attention the selection would keep."""
+    index_quality: bool = False
+    """How much of dense attention's mass the selection keeps; costs a dense pass."""
 
     experts: dict[int, Tensor] = field(default_factory=dict)
     """int64 [N, K], ascending; every MoE layer, if routed_experts."""
@@ -44,12 +45,14 @@ class Trace:
     selected: dict[int, Tensor] = field(default_factory=dict)
     """int32 [N, K] positions in the row's document, ascending, -1 last; layers with their own indexer, if selected_indices."""
     index_losses: dict[int, Tensor] = field(default_factory=dict)
-    """float32 [N], natural units, with a gradient for the indexer alone; if index_loss."""
+    """float32 [N] in nats, with a gradient for the indexer alone; layers with their own indexer, if index_loss."""
+    qualities: dict[int, SelectionQuality] = field(default_factory=dict)
+    """Each row's captured mass, the ceiling of it, and recall; layers with their own indexer, if index_quality."""
 
     @property
     def wants_index(self) -> bool:
         """Whether indexers must run even where attention is dense."""
-        return self.index_loss != "none" or self.selected_indices
+        return self.index_loss != "none" or self.selected_indices or self.index_quality
 
     def record_routing(self, layer: int, routing: Routing) -> None:
         if layer in self.loads:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rorqual.errors import UserError
+from rorqual.kernels.linear import invariant_linear
 from rorqual.model.block import Block
 from rorqual.model.cache import KeyCache, OwnRows
-from rorqual.model.call import AttentionMode, Call
+from rorqual.model.call import ABSORBED, AttentionMode, Call
 from rorqual.model.config import ModelConfig
 from rorqual.model.init import init_weights
 from rorqual.model.linear import Linear, RMSNorm
 from rorqual.model.mtp import MTP
-from rorqual.model.plain import invariant_linear
 from rorqual.model.replay import Replay
 from rorqual.model.rope import rotation
 from rorqual.model.rows import Rows, pack_rows
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
         replay: Replay | None = None,
         *,
         trace: Trace | None = None,
-        mode: AttentionMode = AttentionMode(),
+        mode: AttentionMode = ABSORBED,
     ) -> Tensor:
         """Logits of the next token, float32 [B, T, V]; zeros where there is padding.
 
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         replay: Replay | None = None,
         *,
         trace: Trace | None = None,
-        mode: AttentionMode = AttentionMode(),
+        mode: AttentionMode = ABSORBED,
     ) -> States:
         """As forward, without the head: for losses that never hold all logits, and for MTP. Rows are packed."""
         rows = pack_rows(tokens, positions, documents, cache.lengths if cache else ())
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         replay: Replay | None = None,
         *,
         trace: Trace | None = None,
-        mode: AttentionMode = AttentionMode(),
+        mode: AttentionMode = ABSORBED,
     ) -> States:
         """The layers over rows that are packed already: what an engine calls."""
         if cache:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers_peer import YARN, random_peer, same_weights
 
 from rorqual.model import Cache, Replay, Trace, Transformer
+from tests.model.transformers_peer import YARN, random_peer, same_weights
 
 TOLERANCE = 1e-4
 MARGIN = 1e-6

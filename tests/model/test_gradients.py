@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive_model import NaiveRun, naive_run
-from small_models import random_tokens, small_model
 from torch import Tensor
 
 from rorqual.model import AttentionMode, Trace, Transformer, YarnConfig
+from tests.model.naive_model import NaiveRun, naive_run
+from tests.model.small_models import random_tokens, small_model
 
 KINDS = {
     "sparse": {},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive_model import brute_force_experts
-from small_models import small_model
 
 from rorqual.model import ModelConfig
 from rorqual.model.router import Router, choose_experts
+from tests.model.naive_model import brute_force_experts
+from tests.model.small_models import small_model
 
 
 def config(groups: int, limited: int, chosen: int) -> ModelConfig:
