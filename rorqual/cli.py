@@ -1,7 +1,8 @@
 """The `rorqual` command: each sub-command is a file of rorqual/commands, imported only when it is called.
 
 A command module has a docstring (its first line says what the command is for; it holds an example), a function
-`add_arguments(parser)`, and a function `run(args) -> int | None` (the exit status; None is 0).
+`add_arguments(parser)`, and a function `run(args) -> int | None` (the exit status; None is 0). Where it says
+TAKES_OVERRIDES = True, arguments that the parser does not know reach it as `args.overrides`, for rorqual.config.load.
 """
 
 from __future__ import annotations
@@ -67,7 +68,11 @@ def _run(name: str, argv: list[str]) -> int:
             prog=f"rorqual {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.add_arguments(parser)
-        return command.run(parser.parse_args(argv)) or 0
+        options, rest = parser.parse_known_args(argv)
+        if rest and not getattr(command, "TAKES_OVERRIDES", False):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides = rest
+        return command.run(options) or 0
     except UserError as error:
         print(f"rorqual {name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

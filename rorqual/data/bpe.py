@@ -82,7 +82,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, bos: str, eos: s
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], bos_id: int, eos_id: int) -> list[np.ndarray]:
-    """Each text as bos, its tokens, eos (uint32). A special token spelt out in a text is text: it never becomes the special id."""
+    """Each text as bos, its tokens, eos (uint32). A special token spelt out in a text stays text."""
     tokenizer.encode_special_tokens = True
     try:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

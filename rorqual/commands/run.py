@@ -1,0 +1,44 @@
+"""Run a whole recipe, from text to a sparse model; a killed run goes on where it was.
+
+rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model
+rorqual run tiny --out runs/mine --pretrain.pace.steps=2000
+torchrun --nproc-per-node 8 -m rorqual run small  the same stages, sharded
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe (tiny, smoke, small, paper)")
+    parser.add_argument("--out", help="the run's directory; default runs/RECIPE")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the console")
+    parser.add_argument("--json", action="store_true", help="print the run's figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    from rorqual.parallel.world import start, stop
+    from rorqual.runlog import read_events
+    from rorqual.stages import run as stage
+    from rorqual.stages.recipe import load_recipe, run_directory
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    directory = run_directory(args.recipe, args.out)
+    world = start(recipe.parallel, recipe.device)
+    try:
+        model = stage.main(recipe, directory, world, args.quiet)
+    finally:
+        stop()
+    if not world.is_main:
+        return
+    samples = read_events(directory, "sample")[-len(recipe.sample.prompts) :]
+    if args.json:
+        print(json.dumps({"model": str(model), "samples": {event["prompt"]: event["text"] for event in samples}}))
+        return
+    for event in samples:
+        print(f"{event['prompt']}|{event['text']}")
+    print(f"checkpoint: {model}")

@@ -1,0 +1,41 @@
+"""Loss-free load balancing: an expert that got more than the mean load of the global batch is chosen less from now on [V3]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from rorqual.model.moe import MoE
+from rorqual.model.trace import Trace
+from rorqual.model.transformer import Transformer
+
+
+def add_loads(traces: Iterable[Trace]) -> dict[int, Tensor]:
+    """Tokens sent to each expert over several forwards: layer -> int64 [E]."""
+    loads: dict[int, Tensor] = {}
+    for trace in traces:
+        for layer, load in trace.loads.items():
+            loads[layer] = loads[layer] + load if layer in loads else load
+    return loads
+
+
+@torch.no_grad()
+def move_biases(model: Transformer, loads: Mapping[int, Tensor], step_size: float) -> None:
+    """b_e += step_size sign(mean load - load_e), in each layer that has loads (of the whole global batch)."""
+    for layer, router in routers(model):
+        if layer in loads:
+            load = loads[layer].float()
+            router.expert_bias += step_size * torch.sign(load.mean() - load)
+
+
+def routers(model: Transformer) -> Iterable[tuple[int, torch.nn.Module]]:
+    """(layer, router) of every MoE layer; the MTP layer is number n_layers."""
+    blocks = [*model.layers, *([model.mtp.layer] if model.mtp is not None else [])]
+    return [(block.layer, block.ffn.router) for block in blocks if isinstance(block.ffn, MoE)]
+
+
+def imbalance(loads: Mapping[int, Tensor]) -> dict[str, float]:
+    """The most loaded expert's share of the mean, by layer: 1 is perfect balance."""
+    return {f"load/{layer}": float(load.max() / load.float().mean().clamp(min=1e-9)) for layer, load in sorted(loads.items())}

@@ -1,0 +1,121 @@
+"""What every training stage needs before its first step: the data mixture, a directory of its own, the tensors to save."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rorqual.config import dump
+from rorqual.data.loader import Loader, RecallSource, Source, TextSource
+from rorqual.data.recall import RecallConfig, Vocabulary
+from rorqual.data.store import TokenStore
+from rorqual.errors import UserError, require
+from rorqual.model.config import ModelConfig
+from rorqual.model.transformer import Transformer
+from rorqual.parallel.world import World
+from rorqual.runlog import write_atomically
+from rorqual.train.checkpoints import random_state
+from rorqual.train.loop import Place
+from rorqual.train.objectives import Inputs
+from rorqual.train.optimizer import Optimizer
+
+BOS_ID, EOS_ID = 0, 1
+FREE = ("checkpoint_every", "keep_checkpoints", "micro_rows", "quiet")
+"""Settings that a resumed run may change: they leave every weight as it would have been."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The global batch, and how it is cut. Lengths are in tokens, sizes in rows."""
+
+    rows: int = 16
+    length: int = 256
+    micro_rows: int | None = None
+    """Rows of one forward on one rank; None: all of the rank's."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Corpus -> share of the text rows; empty: by the corpora's sizes."""
+    recall: RecallConfig = field(default_factory=RecallConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            rows=(self.rows >= 1, "at least 1"),
+            length=(self.length >= 8, "at least 8"),
+            micro_rows=(self.micro_rows is None or self.micro_rows >= 1, "at least 1, or none"),
+        )
+
+
+def mixture(store: TokenStore, config: BatchConfig, split: Literal["train", "held_out"] = "train") -> Loader:
+    """The loader of a store's corpora and of recall documents, in the config's shares. A corpus that fills no row is left out."""
+    unknown = set(config.weights) - set(store.names)
+    if unknown:
+        raise UserError(f"batch.weights: no corpus {', '.join(sorted(unknown))} in {store.directory}; it holds {store.names}")
+    texts = {name: store.documents(name, split) for name in store.names}
+    texts = {name: documents for name, documents in texts.items() if len(documents.tokens) >= config.length}
+    if not texts:
+        raise UserError(f"{store.directory}: no corpus has {config.length} tokens in its {split} split: give more text")
+    shares = {name: config.weights.get(name, 0.0) if config.weights else float(len(texts[name].tokens)) for name in texts}
+    if not sum(shares.values()):
+        raise UserError(f"batch.weights: every corpus that fills a row of {config.length} has weight 0")
+    text_share = (1 - config.recall.share) / sum(shares.values())
+    sources: dict[str, tuple[Source, float]] = {
+        name: (TextSource(texts[name], config.length, config.seed), share * text_share) for name, share in shares.items() if share
+    }
+    if config.recall.share:
+        vocabulary = Vocabulary.of(store.tokenizer, BOS_ID, EOS_ID)
+        filler = texts[max(texts, key=lambda name: len(texts[name].tokens))]
+        source = RecallSource(vocabulary, filler, config.length, config.seed + 1, config.recall)
+        sources["recall"] = (source, config.recall.share)
+    return Loader(sources, config.rows)
+
+
+def step_inputs(loader: Loader, step: int, micro_rows: int | None, world: World) -> list[Inputs]:
+    """This rank's micro-batches of a step, on its device."""
+    batch = loader.batch(step, world.data_rank, world.data_size)
+    parts = batch.split(micro_rows or len(batch.tokens))
+    return [Inputs.of(part.to(world.device)) for part in parts]
+
+
+def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:
+    """Raises UserError where the tokenizer has ids that the model lacks."""
+    size = store.tokenizer.get_vocab_size()
+    if size > model.vocab_size:
+        raise UserError(
+            f"{store.directory}: its tokenizer has {size} ids, the model only {model.vocab_size}; set model.vocab_size"
+        )
+
+
+def begin(config: Any, place: Place, init: Path | None = None) -> None:
+    """Start a stage's directory, or go on in it. Raises UserError where it was begun with other settings or another `init`."""
+    path, origin = place.directory / "config.toml", place.directory / "init.txt"
+    if path.exists():
+        old, new = _flat(tomllib.loads(path.read_text(encoding="utf-8"))), _flat(tomllib.loads(dump(config)))
+        if origin.exists():
+            old, new = old | {"init": origin.read_text(encoding="utf-8")}, new | {"init": str(init)}
+        names = [name for name in sorted(old.keys() | new.keys()) if name.split(".")[-1] not in FREE]
+        differing = [f"{name} (was {old.get(name)}, is {new.get(name)})" for name in names if old.get(name) != new.get(name)]
+        if differing:
+            raise UserError(f"{place.directory}: belongs to another configuration: {'; '.join(differing)}; choose another one")
+    place.world.barrier()
+    if place.world.is_main:
+        place.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(origin, str(init))
+    place.log.begin(config)
+
+
+def training_tensors(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Everything that a resumed stage must find as it was, by name: the tensors themselves."""
+    weights = {f"model.{name}": tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()} | random_state()
+
+
+def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}
+    return flat
