@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -72,7 +71,7 @@ class _Experts(torch.autograd.Function):
         for expert, low, high in plan.segments():
             some = rows[low : max(high, low + MIN_ROWS)]
             a, b = row_product(some, w1[expert]), row_product(some, w3[expert])  # [m, F]
-            hidden = (F.silu(a.to(dtype)) * b.to(dtype)).to(x.dtype)
+            hidden = (silu(a.to(dtype)) * b.to(dtype)).to(x.dtype)
             y[low:high] = row_product(hidden, w2[expert])[: high - low]
             first[low:high], third[low:high] = a[: high - low], b[: high - low]
         ctx.plan, ctx.dtype = plan, dtype
@@ -101,6 +100,11 @@ class _Experts(torch.autograd.Function):
             grad_rows[part] = grad_a @ w1[expert] + grad_b @ w3[expert]
         grad_x = combine(grad_rows, plan, torch.ones_like(gates, dtype=dtype)).to(x.dtype)
         return grad_x, grads[0], grads[1], grads[2], None, grad_gates.to(gates.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x). torch's own silu (and sigmoid, rsqrt) gives other bits to the last elements of a tensor on CPU."""
+    return x / (1 + (-x).exp())
 
 
 def padded_rows(x: Tensor, plan: Dispatch) -> Tensor:
