@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.sandbox import cgroup, seccomp, view
-from rorqual.sandbox.handle import PipedHandle
-from rorqual.sandbox.job import Job, Outcome, in_own_thread, judge, largest_peak, rlimits
+from rorqual.sandbox.job import Job, Outcome, judge, memory_of_tree, rlimits
+from rorqual.sandbox.local import LocalSandbox
 from rorqual.sandbox.protocol import MEBIBYTE, Ended, Limits, Result, SandboxConfig, SandboxError, require_programs
 from rorqual.sandbox.uids import UidLease
 from rorqual.sandbox.workspace import Workspace
@@ -62,15 +62,14 @@ class Plan:
     uid: int | None
 
 
-class BubblewrapSandbox:
+class BubblewrapSandbox(LocalSandbox):
     """A Sandbox held by bubblewrap. Raises SandboxError("unavailable") where this machine can make none."""
 
     directory = view.HOME
 
     def __init__(self, config: SandboxConfig):
         require_programs(PROGRAMS)
-        self.config = config
-        self._handles: list[PipedHandle] = []
+        super().__init__(config)
         self._workspace: Workspace | None = None
         self.python = view.interpreter().path
         self._is_root = os.geteuid() == 0
@@ -86,63 +85,21 @@ class BubblewrapSandbox:
         """The sandbox's own uid on the machine; None where it runs under the caller's, in a user namespace."""
         return self._lease.uid if self._lease else None
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        stdin: bytes | str = b"",
-        env: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Result:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        try:
-            running = self._launch(command, env, limits or self.config.limits, cancel)
-        except SandboxError as error:
-            return Result(Ended.SPAWN_FAILED, None, detail=str(error))
-        return running.wait(data)
-
-    async def run_async(
-        self,
-        command: Sequence[str],
-        *,
-        stdin: bytes | str = b"",
-        env: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-    ) -> Result:
-        return await in_own_thread(lambda cancel: self.run(command, stdin=stdin, env=env, limits=limits, cancel=cancel))
-
-    def start(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, limits: Limits | None = None) -> PipedHandle:
-        limits = limits or self.config.limits.but(timeout_s=None)
-        self._handles = [handle for handle in self._handles if handle.is_running]
-        handle = PipedHandle(lambda: self._launch(command, env, limits, None), limits)
-        self._handles.append(handle)
-        return handle
-
-    def upload(self, path: str, data: bytes | str | Path) -> None:
-        self._open_workspace().write(path.removeprefix(self.directory + "/"), data)
-
-    def download(self, path: str, max_bytes: int = 64 * MEBIBYTE) -> bytes:
-        return self._open_workspace().read(path.removeprefix(self.directory + "/"), max_bytes)
-
     def outside(self) -> str:
         """The working directory's path as this process sees it. What lies there is not trusted: it may hold links."""
         return self._open_workspace().outside()
 
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.close()
-        self._handles = []
+    def _write(self, path: str, data: bytes | str | Path) -> None:
+        self._open_workspace().write(path, data)
+
+    def _read(self, path: str, max_bytes: int) -> bytes:
+        return self._open_workspace().read(path, max_bytes)
+
+    def _dispose(self) -> None:
         if self._workspace is not None:
             self._workspace.close()
             self._workspace = None
         self._release()
-
-    def __enter__(self) -> BubblewrapSandbox:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _release(self) -> None:
         if self._lease:
@@ -288,8 +245,11 @@ class _Launched:
         peak = (self._group.peak_bytes() if self._group else None) or self._sampled_bytes or None
         return judge(outcome, b"started" in status, b"missing" in status, oom_kills, peak)
 
-    def _sample(self) -> None:
-        self._sampled_bytes = max(self._sampled_bytes, largest_peak(self._init_pid))
+    def _sample(self) -> Ended | None:
+        """Where no control group counts: the largest process so far, and the verdict where all together are too large."""
+        resident, peak = memory_of_tree(self._init_pid)
+        self._sampled_bytes = max(self._sampled_bytes, peak)
+        return Ended.MEMORY if resident > self._limits.memory_mb * MEBIBYTE else None
 
     def _close_group(self) -> None:
         if self._group:

@@ -40,7 +40,8 @@ class Outcome:
 class Job:
     """Watches a process: `wait` pumps its pipes until it is gone. One thread calls wait; any may set cancel.
 
-    kill: ends all that belongs to the process. sample: called while waiting, every POLL_S at least.
+    kill: ends all that belongs to the process. sample: called while waiting, every POLL_S at least; where it
+    gives a verdict, that is why everything is killed.
     Streams that are None were not piped (a Handle reads standard output itself).
     """
 
@@ -49,7 +50,7 @@ class Job:
         process: subprocess.Popen,
         limits: Limits,
         kill: Callable[[], None],
-        sample: Callable[[], None] | None = None,
+        sample: Callable[[], Ended | None] | None = None,
         cancel: threading.Event | None = None,
         began: float | None = None,
     ):
@@ -120,9 +121,9 @@ class Job:
             if now - self._killed_at > GRACE_S:
                 self.process.kill()
             return
-        if self.sample:
-            self.sample()
-        if self.cancel.is_set():
+        if self.sample and (verdict := self.sample()):
+            self._stop(verdict)
+        elif self.cancel.is_set():
             self._stop(Ended.CANCELLED)
         elif self.limits.timeout_s is not None and now - self.began >= self.limits.timeout_s:
             self._stop(Ended.TIMEOUT)
@@ -236,17 +237,19 @@ def judge(outcome: Outcome, is_started: bool, is_missing: bool, oom_kills: int, 
     )
 
 
-def largest_peak(pid: int) -> int:
-    """The largest peak resident size, in bytes, among a process and its descendants; 0 where none can be read."""
-    peak, waiting = 0, [pid]
+def memory_of_tree(pid: int) -> tuple[int, int]:
+    """Of a process and its descendants, in bytes: the sum of resident sizes, and the largest peak of a single one."""
+    resident, peak, waiting = 0, 0, [pid]
     while waiting:
         at = waiting.pop()
         with contextlib.suppress(OSError, ValueError):
             for line in Path(f"/proc/{at}/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     peak = max(peak, int(line.split()[1]) * 1024)
+                elif line.startswith("VmRSS:"):
+                    resident += int(line.split()[1]) * 1024
             waiting += map(int, Path(f"/proc/{at}/task/{at}/children").read_text().split())
-    return peak
+    return resident, peak
 
 
 async def in_own_thread(run: Callable[[threading.Event], Result]) -> Result:
