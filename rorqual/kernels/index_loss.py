@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.dense_attention import KEY_TILE, dense_attention_plain
 from rorqual.kernels.dispatch import triton_form
+from rorqual.kernels.index_score import sum_heads
 from rorqual.kernels.linear import accumulator, row_product
 from rorqual.kernels.selection import exclude_outside, row_ranges
 from rorqual.kernels.sparse_attention import add_rows, gather_rows
@@ -203,7 +204,7 @@ class DenseTiles:
         scores = torch.empty(len(query), high - low, dtype=self.dtype, device=query.device)
         for start in range(0, high - low, KEY_TILE):
             dots = torch.relu_(index_dots(query, key[start : start + KEY_TILE]))
-            scores[:, start : start + KEY_TILE] = (dots * weight.unsqueeze(-1)).sum(1)
+            scores[:, start : start + KEY_TILE] = sum_heads(dots * weight.unsqueeze(-1))
         if high > low:
             exclude_outside(scores, self.starts[rows] - low, self.ends[rows] - low)
         return scores

@@ -14,7 +14,7 @@ def index_score(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
 
     Both constants of the released code (I^-0.5 and C^-0.5) are already in w, which may be negative. Differentiable with respect
     to q, k and w. On CPU a score is bitwise the same in any tile: each dot product is one product of at least 16 rows and
-    columns, and the heads are summed in a fixed order. On GPU the bits may depend on the tile's shape.
+    columns, and the heads are summed in one order. On GPU the bits may depend on the tile's shape.
     It holds [T, I, S]: callers bound T and S (`select_tokens` and `index_loss` do).
     """
     return (triton_form("index_score", q, k, w) or index_score_plain)(q, k, w)
@@ -24,4 +24,16 @@ def index_score_plain(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     T, I, C = q.shape
     dtype = accumulator(q, k, w)
     dots = row_product(q.to(dtype).reshape(T * I, C), k.to(dtype)).view(T, I, -1)  # [T, I, S]
-    return (torch.relu_(dots) * w.to(dtype).unsqueeze(-1)).sum(1)
+    return sum_heads(torch.relu_(dots) * w.to(dtype).unsqueeze(-1))
+
+
+def sum_heads(x: Tensor) -> Tensor:
+    """x [T, I, S] summed over the heads -> [T, S], halves upon halves: elementwise sums, whose bits no shape can change.
+
+    (torch's own sum over a dim takes other paths, with other bits, where T or S is small.)
+    """
+    while x.shape[1] > 1:
+        half, odd = divmod(x.shape[1], 2)
+        folded = x[:, :half] + x[:, half : 2 * half]
+        x = torch.cat([folded, x[:, 2 * half :]], 1) if odd else folded
+    return x[:, 0]

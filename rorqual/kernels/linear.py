@@ -38,7 +38,5 @@ def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     On CPU in float32 a row's result is bitwise the same in any batch. Differentiable with respect to all three.
     On GPU it is torch's own product, whose bits may depend on the number of rows.
     """
-    product = (
-        row_product(x.reshape(-1, x.shape[-1]), weight).unflatten(0, x.shape[:-1]) if x.dim() != 2 else row_product(x, weight)
-    )
+    product = row_product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], len(weight))
     return product if bias is None else product + bias
