@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.dispatch import triton_form
-from rorqual.kernels.linear import accumulator
+from rorqual.kernels.linear import MIN_ROWS, accumulator
 
 TILE_ELEMENTS = 1 << 20
 """Gathered numbers held at once (queries x selected keys x entry): 4 MiB of float32."""
@@ -73,7 +74,7 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int,
     """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]."""
     indices = without_empty_tail(indices)
     entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
-    scores = (q.to(dtype) * scale) @ entries.transpose(1, 2)  # [t, H, K]
+    scores = head_product(q.to(dtype) * scale, entries.transpose(1, 2))  # [t, H, K]
     scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
     top = scores.amax(-1, keepdim=True) if indices.shape[1] else scores.new_full((*scores.shape[:2], 1), -torch.inf)
     top.masked_fill_(top == -torch.inf, 0)  # an empty row: exp(-inf - 0) = 0
@@ -83,10 +84,17 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int,
     total = torch.zeros_like(top)
     for low in range(0, indices.shape[1], KEY_BLOCK):
         block = weights[..., low : low + KEY_BLOCK]
-        out += block @ values[:, low : low + KEY_BLOCK]
+        out += head_product(block, values[:, low : low + KEY_BLOCK])
         total += block.sum(-1, keepdim=True)
     lse = (top + total.log()).squeeze(-1)
     return out.div_(total).masked_fill_(total == 0, 0), lse
+
+
+def head_product(x: Tensor, y: Tensor) -> Tensor:
+    """x [t, H, A] times y [t, A, B] -> [t, H, B]. On CPU few heads are padded to MIN_ROWS: with 1 or 3 rows the bits were seen
+    to depend on where in memory, and so in which place of a tile, a query stands."""
+    missing = 0 if x.is_cuda else MIN_ROWS - x.shape[1]
+    return x @ y if missing <= 0 else (F.pad(x, (0, 0, 0, missing)) @ y)[:, : x.shape[1]].contiguous()
 
 
 def attend_backward(
