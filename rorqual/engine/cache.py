@@ -141,8 +141,7 @@ class _Heads:
 
     @classmethod
     def of(cls, layout: _Layout, topk: int) -> _Heads | None:
-        is_short = torch.cat([reach.ends <= topk for reach in layout.reaches])
-        if not is_short.any():
+        if all(reach.min_len > topk for reach in layout.reaches):
             return None
         requests, rows, reaches, at = [], [], [], 0
         for index, span in enumerate(layout.spans):
@@ -152,7 +151,8 @@ class _Heads:
                 rows.append(slice(at, at + count))
                 reaches.append(_reach(span.start, span.start + count, layout.written.device))
                 at += count
-        return cls(Split.of(is_short), requests, rows, reaches)
+        split = Split.of(torch.cat([reach.ends for reach in layout.reaches]), topk)
+        return cls(split, requests, rows, reaches)
 
 
 def _reach(start: int, end: int, device: torch.device) -> Reach:

@@ -67,9 +67,8 @@ class Runner:
             positions += range(item.start, item.start + item.count)
             tokens += [*known, *draft]
         counts = tuple(item.count for item in work)
-        longest = max(item.start + item.count for item in work)
         packed = map(self._ints, (tokens, positions, starts))
-        return Rows(*packed, shape=(1, len(tokens)), counts=counts, max_len=longest)
+        return Rows(*packed, shape=(1, len(tokens)), counts=counts, lengths=counts)
 
     def _ints(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.cache.device)
