@@ -101,7 +101,7 @@ class Attention(nn.Module):
         (segment,) = keys.segments
         reach, kv, trace = segment.reach, segment.kv.detach(), call.trace
         listed = reach.listed(self.config.index_topk) if selected is None else selected
-        if trace.index_loss != "none":
+        if trace.index_loss != "none" and segment.index_keys is not None:
             over = listed if trace.index_loss == "restricted" else None
             loss = index_loss(index.query, segment.index_keys, index.weight, q, kv, self.scale, reach.starts, reach.ends, over)
             trace.index_losses.setdefault(self.layer, loss)

@@ -11,9 +11,8 @@ from torch import nn
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int) -> None:
-    """Draw all weights in the order of their names' appearance, from `seed` alone; the same on every device."""
-    std = model.config.init_std
+def init_weights(model: nn.Module, std: float, seed: int) -> None:
+    """Draw all weights, in the order in which the model names them, from `seed` alone; the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:

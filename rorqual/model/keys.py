@@ -104,7 +104,9 @@ class Segment:
         """int32 [T, topk], short rows listing all their keys; None where all rows are short."""
         if self.reach.max_len <= topk or self.index_keys is None:
             return None
-        return select_tokens(query, self.index_keys, weight, topk, self.reach.starts, self.reach.ends)
+        selected = select_tokens(query, self.index_keys, weight, topk, self.reach.starts, self.reach.ends)
+        assert isinstance(selected, Tensor)
+        return selected
 
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
         if selected is None:

@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         if not self.embed.weight.is_meta:
-            init_weights(self, seed)
+            init_weights(self, config.init_std, seed)
 
     def forward(
         self,
