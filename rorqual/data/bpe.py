@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rorqual.chat.markers import BOS, EOS, PAD
 from rorqual.errors import UserError
 from rorqual.runlog import write_atomically
 
@@ -71,18 +72,19 @@ def with_special_tokens(tokenizer: Tokenizer, special_tokens: Sequence[str]) -> 
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, bos: str, eos: str, pad: str) -> None:
-    """tokenizer.json and tokenizer_config.json, as transformers reads them."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """tokenizer.json, tokenizer_config.json and generation_config.json, as transformers reads them."""
     write_atomically(directory / TOKENIZER_FILE, tokenizer.to_str())
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "pad_token": pad}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     settings |= {"add_bos_token": False, "clean_up_tokenization_spaces": False}
     write_atomically(directory / "tokenizer_config.json", json.dumps(settings, indent=1, ensure_ascii=False))
+    ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
+    write_atomically(directory / "generation_config.json", json.dumps(ids, indent=1))
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], bos_id: int, eos_id: int) -> list[np.ndarray]:
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Each text as bos, its tokens, eos (uint32). A special token spelt out in a text stays text."""
+    bos_id, eos_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     tokenizer.encode_special_tokens = True
     try:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

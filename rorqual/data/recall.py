@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from rorqual.chat.markers import BOS, EOS
 from rorqual.data.store import Documents
 from rorqual.errors import UserError, require
 
@@ -84,7 +85,7 @@ class Vocabulary:
     """No word is both a key and a value."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, bos_id: int, eos_id: int) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Words of one token where at least MIN_WORDS are; otherwise the longest, all of one number of tokens."""
         words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in WORDS]
         single = [word for word in words if len(word) == 1]
@@ -94,7 +95,8 @@ class Vocabulary:
 
         words = single if len(single) >= MIN_WORDS else [word for word in words if len(word) == max(map(len, words))]
         marks = (piece("@"), piece("?"), piece("\n"))
-        return cls((bos_id,), (eos_id,), *marks, tuple(words[0::2]), tuple(words[1::2]))
+        ends = ((tokenizer.token_to_id(BOS),), (tokenizer.token_to_id(EOS),))
+        return cls(*ends, *marks, tuple(words[0::2]), tuple(words[1::2]))
 
     @property
     def fact_len(self) -> int:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from rorqual.data.bpe import TOKENIZER_FILE, open_tokenizer
+from rorqual.data.bpe import open_tokenizer, save_tokenizer
 from rorqual.errors import UserError
 from rorqual.runlog import write_atomically
 
@@ -65,7 +66,7 @@ class TokenStore:
 
 
 def write_store(
-    directory: str | os.PathLike, tokenizer_text: str, corpora: dict[str, dict[str, list[np.ndarray]]], facts: dict
+    directory: str | os.PathLike, tokenizer: Tokenizer, corpora: dict[str, dict[str, list[np.ndarray]]], facts: dict
 ) -> TokenStore:
     """Write {corpus: {split: documents}} as a store, all or nothing: it appears under its name when it is complete."""
     directory = Path(directory)
@@ -76,9 +77,9 @@ def write_store(
         for name, splits in corpora.items():
             for split, documents in splits.items():
                 _write_documents(part / f"{_file_name(name)}.{split}", documents)
-        write_atomically(part / TOKENIZER_FILE, tokenizer_text)
+        save_tokenizer(tokenizer, part)
         sizes = {n: {s: {"documents": len(d), "tokens": sum(map(len, d))} for s, d in ss.items()} for n, ss in corpora.items()}
-        facts = {**facts, "corpora": sizes, "tokenizer": hashlib.sha256(tokenizer_text.encode()).hexdigest()}
+        facts = {**facts, "corpora": sizes, "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest()}
         write_atomically(part / STORE_FILE, json.dumps(facts, indent=1))
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(part, directory)

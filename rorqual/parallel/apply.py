@@ -15,6 +15,8 @@ from rorqual.parallel.world import World
 class ComputeConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in. bfloat16: with float32 master weights; norms, router, index weights, logits stay float32."""
+    save_dtype: Literal["float32", "bf16"] = "bf16"
+    """Of the finished checkpoint. float32 loses nothing between stages."""
     recompute: bool = False
     """Activation checkpointing: keep a layer's input only, and run the layer again in the backward."""
 

@@ -10,7 +10,7 @@ from rorqual.model.call import AttentionMode
 from rorqual.model.config import YarnConfig
 from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.train.balance import imbalance, move_biases
-from rorqual.train.export import export, finished, open_model
+from rorqual.train.export import export, finished, open_model, with_shape
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -52,13 +52,14 @@ def main(config: Config, init: Path, place: Place) -> Path:
     if config.batch.length > longest:
         raise UserError(f"extend: rows of {config.batch.length} exceed the extended context {longest}; raise extend.factor")
     shape = replace(old, yarn=YarnConfig(config.factor, old.max_positions), max_positions=longest)
-    model = open_model(init, shape).to(place.world.device)
+    model = with_shape(model, shape).to(place.world.device)
     objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"))
     parallelize(objective, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(shape, config.batch.length, False, place.world)
 
     def one_step(step: int) -> dict[str, float]:
+        stopwatch.start()
         inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
@@ -66,4 +67,4 @@ def main(config: Config, init: Path, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("extend", config.pace, one_step, training_tensors(model, optimizer), place)
-    return export(model, place)
+    return export(model, place, config.compute.save_dtype)

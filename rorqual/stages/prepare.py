@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from rorqual.chat.tokenizer import BOS, EOS, SPECIAL_TOKENS
+from rorqual.chat.markers import SPECIAL_TOKENS
 from rorqual.data.bpe import encode_documents, open_tokenizer, train_bpe, with_special_tokens
 from rorqual.data.corpora import Document, Tally, documents
 from rorqual.data.duplicates import Index, is_held_out, without_duplicates
@@ -93,7 +93,7 @@ def main(config: Config, directory: Path, log: RunLog) -> TokenStore:
     corpora = {name: {split: list(_encoded(tokenizer, part)) for split, part in splits.items()} for name, splits in texts.items()}
     facts = {"documents": {name: tally.counts for name, tally in tallies.items()}, "held_out_share": config.held_out_share}
     facts["bytes"] = {n: {s: sum(len(t.encode("utf-8", "replace")) for t in p) for s, p in ss.items()} for n, ss in texts.items()}
-    store = write_store(directory, tokenizer.to_str(), corpora, facts)
+    store = write_store(directory, tokenizer, corpora, facts)
     log.event("prepared", **store.facts)
     return store
 
@@ -135,6 +135,5 @@ def _tokenizer(config: Config, texts: list[str]) -> Tokenizer:
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
-    bos_id, eos_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     for i in range(0, len(texts), ENCODE_BATCH):
-        yield from encode_documents(tokenizer, texts[i : i + ENCODE_BATCH], bos_id, eos_id)
+        yield from encode_documents(tokenizer, texts[i : i + ENCODE_BATCH])

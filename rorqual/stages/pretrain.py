@@ -51,6 +51,7 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
     stopwatch = Stopwatch(shape, config.batch.length, False, place.world)
 
     def one_step(step: int) -> dict[str, float]:
+        stopwatch.start()
         inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
@@ -58,4 +59,4 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("pretrain", config.pace, one_step, training_tensors(model, optimizer), place)
-    return export(model, place)
+    return export(model, place, config.compute.save_dtype)

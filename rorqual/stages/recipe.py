@@ -9,7 +9,11 @@ from pathlib import Path
 from rorqual.config import find_recipe, load
 from rorqual.model.config import ModelConfig
 from rorqual.parallel.world import ParallelConfig
-from rorqual.stages import extend, prepare, pretrain, train_sparse, warm_indexer
+from rorqual.stages.extend import Config as ExtendConfig
+from rorqual.stages.prepare import Config as PrepareConfig
+from rorqual.stages.pretrain import Config as PretrainConfig
+from rorqual.stages.train_sparse import Config as TrainSparseConfig
+from rorqual.stages.warm_indexer import Config as WarmIndexerConfig
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,11 @@ class Recipe:
     """A stage whose table is missing is left out of `rorqual run`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    prepare: prepare.Config = field(default_factory=prepare.Config)
-    pretrain: pretrain.Config | None = None
-    extend: extend.Config | None = None
-    warm_indexer: warm_indexer.Config | None = None
-    train_sparse: train_sparse.Config | None = None
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    pretrain: PretrainConfig | None = None
+    extend: ExtendConfig | None = None
+    warm_indexer: WarmIndexerConfig | None = None
+    train_sparse: TrainSparseConfig | None = None
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str | None = None

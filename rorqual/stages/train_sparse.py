@@ -58,6 +58,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     stopwatch = Stopwatch(model.config, config.batch.length, not config.dense, place.world)
 
     def one_step(step: int) -> dict[str, float]:
+        stopwatch.start()
         inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
@@ -65,4 +66,4 @@ def main(config: Config, init: Path, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("train-sparse", config.pace, one_step, training_tensors(model, optimizer), place)
-    return export(model, place)
+    return export(model, place, config.compute.save_dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rorqual.errors import require
 from rorqual.model.call import AttentionMode
 from rorqual.parallel.apply import ComputeConfig, parallelize
-from rorqual.train.export import export, finished, open_model
+from rorqual.train.export import export, finished, open_model, with_indexers
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -28,6 +28,8 @@ class Config:
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.0)
     )
     """The paper: 1e-3 for 1000 steps; schedule and decay are ours (unpublished)."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Its index weight and how often the selection is measured; the other losses are not there."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     index_topk: int | None = None
     """Selected keys of the model to be; None keeps the checkpoint's."""
@@ -44,20 +46,21 @@ def main(config: Config, init: Path, place: Place) -> Path:
     if done := finished(place):
         return done
     loader = mixture(place.store, config.batch)
-    model = open_model(init, index_topk=config.index_topk, seed=config.seed).to(place.world.device)
+    model = with_indexers(open_model(init), config.index_topk, config.seed).to(place.world.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_indexer(name))
 
-    objective = Objective(model, ObjectiveConfig(), AttentionMode(sparse=False, form="expanded"), index_loss="dense")
+    objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"), index_loss="dense")
     parallelize(objective, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(model.config, config.batch.length, False, place.world)
 
     def one_step(step: int) -> dict[str, float]:
+        stopwatch.start()
         inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
         return outcome.metrics | stopwatch.lap(outcome.tokens)
 
     run_steps("warm-indexer", config.pace, one_step, training_tensors(model, optimizer), place)
-    return export(model, place)
+    return export(model, place, config.compute.save_dtype)

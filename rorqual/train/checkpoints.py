@@ -13,11 +13,12 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint as dcp  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
 from rorqual.errors import UserError
@@ -42,7 +43,8 @@ class Checkpoints:
             part.mkdir(parents=True)
         self.world.barrier()
         try:
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(part), no_dist=self.world.size == 1)
+            with warnings.catch_warnings(action="ignore"):  # that one process saves alone is what is meant
+                dcp.save(tensors, storage_writer=dcp.FileSystemWriter(part), no_dist=self.world.size == 1)
             if self.world.is_main:
                 (part / FACTS).write_text(json.dumps({**facts, "step": step}), encoding="utf-8")
                 digests = {path.name: _digest(path) for path in sorted(part.iterdir())}
@@ -74,7 +76,8 @@ class Checkpoints:
                 self.log.event("damaged checkpoint passed over", path=path.name, reason=str(error))
                 continue
             try:
-                dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.world.size == 1)
+                with warnings.catch_warnings(action="ignore"):
+                    dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.world.size == 1)
             except dcp.api.CheckpointException as error:
                 raise UserError(f"{path}: does not fit this model: {_first_reason(error)}") from None
             return json.loads((path / FACTS).read_text(encoding="utf-8"))

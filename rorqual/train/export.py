@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from rorqual.data.bpe import TOKENIZER_FILE
 from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
 from rorqual.model.transformer import Transformer
+from rorqual.model.weights import load_model, save_model
 from rorqual.train.loop import Place
 
 MODEL = "model"
@@ -23,22 +21,41 @@ def finished(place: Place) -> Path | None:
     return path if path.is_dir() else None
 
 
-def open_model(path: Path, shape: ModelConfig | None = None, index_topk: int | None = None, seed: int = 0) -> Transformer:
+def open_model(path: Path) -> Transformer:
     """The checkpoint as a float32 module on the CPU, ready to train."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint; run the stage that makes it first")
-    held = torch.load(path / "weights.pt", weights_only=False)
-    config = shape or held["config"]
-    if index_topk:
-        config = replace(config, index_topk=index_topk)
-    model = Transformer(config, seed)
-    model.load_state_dict(held["state"])
-    return model
+        raise UserError(f"{path}: no such checkpoint; run the stage that makes it first, or give --init")
+    return load_model(path, "float32").train()
 
 
-def export(model: Transformer, place: Place) -> Path:
-    """Write the model beside the stage's log; its directory."""
+def with_shape(model: Transformer, shape: ModelConfig, seed: int = 0) -> Transformer:
+    """The model's weights in a module of another shape (a stretched context, added indexers, another top-k).
+
+    What the old model lacks is drawn from the seed. Raises UserError where a weight of the old model finds no place.
+    """
+    reshaped = Transformer(shape, seed)
+    missing, unexpected = reshaped.load_state_dict(model.state_dict(), strict=False)
+    strange = [*unexpected, *(name for name in missing if ".indexer." not in name)]
+    if strange:
+        raise UserError(f"the new shape does not hold the old model's weights: {', '.join(strange[:5])}")
+    return reshaped.train()
+
+
+def with_indexers(model: Transformer, index_topk: int | None, seed: int = 0) -> Transformer:
+    """The model with an indexer in every layer: its own, or new ones drawn from the seed; index_topk None keeps the config's."""
+    shape = model.config
+    if not shape.has_indexer:
+        shape = replace(shape, indexers="full")
+    if index_topk is not None:
+        shape = replace(shape, index_topk=index_topk)
+    return model if shape == model.config else with_shape(model, shape, seed)
+
+
+def export(model: Transformer, place: Place, dtype: Literal["float32", "bf16"]) -> Path:
+    """Write the model and its tokenizer beside the stage's log, all or nothing; its directory."""
     path = place.directory / MODEL
-    path.mkdir(exist_ok=True, parents=True)
-    torch.save({"config": model.config, "state": model.state_dict()}, path / "weights.pt")
+    try:
+        save_model(model, path, dtype, companions=place.store.directory, overwrite=True)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error}); mend it and start again: no step is lost") from None
     return path

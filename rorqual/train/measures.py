@@ -75,18 +75,20 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class Stopwatch:
-    """Tokens per second and MFU between calls."""
+    """Tokens per second and MFU of each step: `start` where it begins, `lap` where it ends."""
 
     def __init__(self, config: ModelConfig, length: int, sparse: bool, world: World):
         self.flops, self.device = train_flops_per_token(config, length, sparse), world.device
         self.peak = peak_flops(world.device) * world.size
-        self._last = time.perf_counter()
+        self._began = 0.0
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
 
     def lap(self, tokens: int) -> dict[str, float]:
-        """Metrics of the step that ends now."""
+        """Metrics of the step that ends now; tokens: of the global batch."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        rate, self._last = tokens / (now - self._last), now
+        rate = tokens / (time.perf_counter() - self._began)
         memory = peak_memory_bytes(self.device)
         return {"train/tokens_per_s": rate, "train/mfu": rate * self.flops / self.peak, "train/memory_bytes": memory}

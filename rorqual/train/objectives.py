@@ -41,9 +41,14 @@ class ObjectiveConfig:
     index_weight: float = 1.0
     """The KL's weight. Adam does not see it, but a clip by the joint gradient norm would: indexers are clipped apart."""
 
+    quality_every: int = 1
+    """Measure the selection (mass captured, mass that the true top-k would capture, recall) in every so many steps of the
+    stages that train indexers; it costs a dense pass. 0: never."""
+
     def __post_init__(self) -> None:
         require(
             self,
+            quality_every=(self.quality_every >= 0, "at least 0"),
             mtp_weight=(self.mtp_weight >= 0, "at least 0"),
             mtp_every=(self.mtp_every >= 1, "at least 1"),
             balance_weight=(self.balance_weight >= 0, "at least 0"),
@@ -106,10 +111,14 @@ class Objective(nn.Module):
         """counts: of the global batch, by the names of `count_targets`."""
         config = self.config.at_step(step)
         balanced = config.balance_weight > 0 and self.index_loss != "dense"
-        trace = Trace(router_scores=balanced, routed_experts=balanced, index_loss=self.index_loss)
+        quality = self.index_loss != "none" and config.quality_every > 0 and step % config.quality_every == 0
+        trace = Trace(router_scores=balanced, routed_experts=balanced, index_loss=self.index_loss, index_quality=quality)
         states = self.model.run(inputs.rows, inputs.cache, trace=trace, mode=self.mode)
         losses = Losses(inputs.targets.new_zeros((), dtype=torch.float32), trace=trace)
-        if self.index_loss != "dense":
+        if self.index_loss == "dense":
+            if self.model.mtp is not None:
+                self.model.mtp_hidden(states, inputs.following)  # for its indexer's loss alone
+        else:
             losses.sums["loss"] = self._cross_entropy(states.hidden, inputs.targets)
             losses.total = losses.total + losses.sums["loss"] / counts["targets"]
             if self.model.mtp is not None and config.mtp_weight > 0:
@@ -122,6 +131,8 @@ class Objective(nn.Module):
         for layer, loss in trace.index_losses.items():
             losses.sums[f"index_loss/{layer}"] = loss.sum()
             losses.total = losses.total + config.index_weight * loss.sum() / counts["rows"]
+        for layer, found in trace.qualities.items():
+            losses.sums |= {f"{name}/{layer}": value.sum() for name, value in found._asdict().items()}
         return losses
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from rorqual.train.loop import Place
 from rorqual.train.objectives import Inputs
 from rorqual.train.optimizer import Optimizer
 
-BOS_ID, EOS_ID = 0, 1
 FREE = ("checkpoint_every", "keep_checkpoints", "micro_rows", "quiet")
 """Settings that a resumed run may change: they leave every weight as it would have been."""
 
@@ -67,7 +66,7 @@ def mixture(store: TokenStore, config: BatchConfig, split: Literal["train", "hel
         name: (TextSource(texts[name], config.length, config.seed), share * text_share) for name, share in shares.items() if share
     }
     if config.recall.share:
-        vocabulary = Vocabulary.of(store.tokenizer, BOS_ID, EOS_ID)
+        vocabulary = Vocabulary.of(store.tokenizer)
         filler = texts[max(texts, key=lambda name: len(texts[name].tokens))]
         source = RecallSource(vocabulary, filler, config.length, config.seed + 1, config.recall)
         sources["recall"] = (source, config.recall.share)

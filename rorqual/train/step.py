@@ -49,6 +49,8 @@ def train_step(objective: Objective, optimizer: Optimizer, inputs: list[Inputs],
     sums = dict(zip(sums, world.sum(torch.stack(list(sums.values()))).unbind(), strict=True)) if sums else {}
     loads = {layer: world.sum(load) for layer, load in add_loads(traces).items()}
     metrics = {f"train/{name}": float(value / least_one[_count_name(name)]) for name, value in sums.items()}
+    by_layer = [value for name, value in metrics.items() if name.startswith("train/index_loss/")]
+    metrics |= {"train/index_loss": sum(by_layer) / len(by_layer)} if by_layer else {}
     metrics |= {name: float(norm) for name, norm in norms.items()} | {"train/learning_rate": rate}
     return Outcome(metrics, loads, int(counts["rows"]))
 
