@@ -76,7 +76,7 @@ def _score(query, keys, barriers, own, zero, phase):
     """Scores [64, 64] of the block in buffer `own`; the left half's product starts before the right half has arrived."""
     query_left, query_right, query_rope = query
     left, right, rope = keys
-    full_left, full_right, free_left, free_right = barriers
+    full_left, full_right, _free_left, _free_right = barriers
     x = gl.zeros([64, 64], gl.float32, layout=SCORES)
     mbarrier.wait(full_left.index(own), phase)
     fence_async_shared()
@@ -102,7 +102,7 @@ def _rescaled(acc, factor):
 
 @gluon.jit
 def _publish(probabilities, maximum, block, maxima, own: gl.constexpr, barrier):
-    """Hand one block's probabilities (over the rope keys that it no longer needs) and its running maximum to the other consumer."""
+    """Hand a block's probabilities (written over its rope keys, needed no more) and the running maximum to the other consumer."""
     gl.thread_barrier()  # every warp has read the rope keys
     block.store(probabilities)
     maxima.index(own).store(maximum)
@@ -139,8 +139,8 @@ def _store_half(acc, total, staging, out, OUT_WIDE: gl.constexpr):
 @gluon.jit
 def _consume_even(query, keys, barriers, exchange, OUT, LSE, indices, pairs, topk, scale_log2, zero, OUT_WIDE: gl.constexpr):
     """Scores the even blocks; owns value columns 0..255."""
-    left, right, rope = keys
-    full_left, full_right, free_left, free_right = barriers
+    left, _right, rope = keys
+    _full_left, _full_right, free_left, _free_right = barriers
     maxima, sums, ready, summed = exchange
     m = gl.full([64], FLOOR, gl.float32, layout=BY_HEAD)
     l = gl.full([64], 0.0, gl.float32, layout=BY_HEAD)
@@ -176,8 +176,8 @@ def _consume_even(query, keys, barriers, exchange, OUT, LSE, indices, pairs, top
 @gluon.jit
 def _consume_odd(query, keys, barriers, exchange, OUT, LSE, indices, pairs, topk, scale_log2, zero, OUT_WIDE: gl.constexpr):
     """Scores the odd blocks; owns value columns 256..511."""
-    left, right, rope = keys
-    full_left, full_right, free_left, free_right = barriers
+    _left, right, rope = keys
+    _full_left, _full_right, _free_left, free_right = barriers
     maxima, sums, ready, summed = exchange
     m = gl.full([64], FLOOR, gl.float32, layout=BY_HEAD)
     l = gl.full([64], 0.0, gl.float32, layout=BY_HEAD)
@@ -237,7 +237,7 @@ def _barriers(COUNT: gl.constexpr):
 def forward_kernel(
     Q, KV, INDICES, OUT, LSE, scale_log2, zero, topk, pairs, H: gl.constexpr, OUT_WIDE: gl.constexpr, REGISTERS: gl.constexpr
 ):
-    """Grid (H / 64, T, shares). Share i attends to its `pairs` blocks of 128 indices; OUT [shares, T, H, 512], LSE [shares, T, H]."""
+    """Grid (H / 64, T, shares); share i takes `pairs` blocks of 128 indices. OUT [shares, T, H, 512], LSE [shares, T, H]."""
     first_head = gl.program_id(0) * 64
     query_row = gl.program_id(1).to(gl.int64)
     share = gl.program_id(2)

@@ -1,4 +1,4 @@
-"""Sparse attention in Triton, forward and backward, on any GPU that Triton serves; Hopper's own forms are in sparse_attention_gluon.
+"""Sparse attention in Triton, forward and backward, on any GPU that Triton serves; Hopper has its own in sparse_attention_gluon.
 
 Forward: one program holds some heads of one query and runs the online softmax over its selected rows. Where a batch has fewer
 programs than the GPU has processors (decode), the keys of a query are shared among several programs and the shares are merged.
@@ -29,7 +29,7 @@ HEAD_GROUP = 64
 
 
 def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
-    """The contract is `rorqual.kernels.sparse_attention.sparse_attention`'s. bfloat16, float16 and float32; others run the plain form.
+    """The contract is that of `rorqual.kernels.sparse_attention`; bfloat16, float16 and float32, others run the plain form.
 
     For a paged cache pass the flat view [blocks * page, L + R] as kv, and physical slots as indices. Results are repeatable; a
     query's bits may depend on how many queries stand beside it where their keys are shared (`share_count`).
@@ -289,7 +289,7 @@ def row_gradients(
     With P the probabilities and dS the score gradients of one query ([H, K] each), the rows are P^T dO (value columns) + dS^T q:
     one product of [P; dS]^T with [dO, 0; q], which the library's batched product does at full rate.
     """
-    T, H, D = q.shape
+    _T, H, D = q.shape
     L, K, t = grad_out.shape[-1], indices.shape[1], queries.stop - queries.start
     weights = torch.empty(t, 2 * H, K, dtype=q.dtype, device=q.device)  # [P; dS]
     if not portable and runs_on_hopper(q, L):

@@ -195,6 +195,6 @@ def test_no_keys_no_queries_and_no_selection_give_zeros():
 def test_the_schedule_of_shares_fills_the_processors_and_never_lengthens():
     for programs in (1, 2, 7, 64, 128, 133, 256, 500):
         shares = form.share_count(programs, 16, 132)
-        waves = lambda n: -(-programs * n // 132) * (-(-16 // n) + 2)  # noqa: E731
-        assert 1 <= shares <= 16 and waves(shares) == min(map(waves, range(1, 17)))
+        costs = [-(-programs * n // 132) * (-(-16 // n) + 2) for n in range(1, 17)]
+        assert 1 <= shares <= 16 and costs[shares - 1] == min(costs)
     assert form.share_count(1, 16, 132) > 8 and form.share_count(128, 16, 132) == 1
