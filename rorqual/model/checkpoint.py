@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import UserError
-from rorqual.model.block_fp8 import dequantise, scale_shape
+from rorqual.kernels.fp8 import BLOCK, FP8, dequantize_weight
 from rorqual.model.hf_config import BLOCK_FP8, FILE, config_path, from_hf, read_json
 from rorqual.model.names import EMBED, HEAD, SCALE, Entry, FusedExperts, entries, fused_names, mtp_prefix
 from rorqual.model.shards import ShardReader, torch_dtype
@@ -50,8 +50,8 @@ class Checkpoint:
         """The entry's tensor on the CPU: dequantised to float32 where it is FP8, else in its stored dtype."""
         place = self._places[entry.name]
         values = self.reader.read(place.name, place.part)
-        if values.dtype == torch.float8_e4m3fn:
-            values = dequantise(values, self.reader.read(place.name + SCALE, place.part))
+        if values.dtype == FP8:
+            values = dequantize_weight(values, self.reader.read(place.name + SCALE, place.part))
         return values if place.rows is None else values[place.rows]
 
     def read_quantised(self, entry: Entry) -> tuple[Tensor, Tensor] | None:
@@ -118,8 +118,8 @@ class Checkpoint:
             return
         if scale is None:
             raise UserError(f"{stored.file}: {name}: is F8_E4M3, and its scales {name + SCALE} are missing")
-        if scale.shape != scale_shape(shape) or scale.dtype not in ("F32", "BF16", "F16"):
-            wanted = f"F32 {list(scale_shape(shape))}"
+        if scale.shape != _scale_shape(shape) or scale.dtype not in ("F32", "BF16", "F16"):
+            wanted = f"F32 {list(_scale_shape(shape))}"
             raise UserError(f"{scale.file}: {name + SCALE}: expected {wanted}, found {scale.dtype} {list(scale.shape)}")
 
     def _tied_head(self) -> set[str]:
@@ -133,6 +133,11 @@ class Checkpoint:
         for name, original in pairs:
             if not torch.equal(self.reader.read(name), self.reader.read(str(original))):
                 raise UserError(f"{self.reader.stored[name].file}: {name}: expected a copy of {original}, found other values")
+
+
+def _scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `weight_scale_inv` beside a weight [..., out, in]: edge blocks count whole."""
+    return (*shape[:-2], -(-shape[-2] // BLOCK), -(-shape[-1] // BLOCK))
 
 
 def _is_block_fp8(fields: dict, where: str) -> bool:

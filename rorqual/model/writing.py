@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import UserError
-from rorqual.model.block_fp8 import quantise
+from rorqual.kernels.fp8 import quantize_weight
 from rorqual.model.checkpoint import Checkpoint
 from rorqual.model.config import ModelConfig
 from rorqual.model.hf_config import FILE, config_path, read_json, rorqual_only, to_hf
@@ -134,7 +134,7 @@ class _Encoder:
 
     def __call__(self, entry: Entry) -> Iterator[tuple[str, Tensor]]:
         if self.stored == "fp8" and entry.is_quantised:
-            values, scales = self.read_quantised(entry) or quantise(self.read(entry).cpu())
+            values, scales = self.read_quantised(entry) or quantize_weight(self.read(entry).cpu())
             yield entry.name, values
             yield entry.name + SCALE, scales
         else:
