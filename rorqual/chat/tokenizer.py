@@ -19,8 +19,8 @@ import tokenizers
 from rorqual.chat.errors import ChatError
 from rorqual.chat.markers import ASSISTANT, BOS, DSML, END_THINK, EOS, PAD, RESERVED, SPECIAL_TOKENS, THINK, USER
 
-__all__ = ["ASSISTANT", "BOS", "DSML", "END_THINK", "EOS", "PAD", "SPECIAL_TOKENS", "THINK", "USER", "Detokenizer", "Piece"]
-__all__ += ["Tokenizer"]
+__all__ = ["ASSISTANT", "BOS", "DSML", "END_THINK", "EOS", "PAD", "SPECIAL_TOKENS", "THINK", "USER"]
+__all__ += ["Detokenizer", "Piece", "Tokenizer"]
 
 FILE = "tokenizer.json"
 REQUIRED = tuple(token for token in SPECIAL_TOKENS if token != PAD)
@@ -53,7 +53,7 @@ class Tokenizer:
         self.special_ids: dict[str, int] = {text: i for text, i in {**added, **reserved}.items() if text.strip()}
         self.special_tokens: dict[int, str] = {i: text for text, i in self.special_ids.items()}
         self._plain = _without_tokens(settings, self.special_ids)
-        self._is_byte_level = _decodes_bytes(settings.get("decoder"))
+        self.is_byte_level = _decodes_bytes(settings.get("decoder"))
         self._plain_added = {i: text for text, i in added.items() if not text.strip()}
 
     @classmethod
@@ -112,12 +112,16 @@ class Tokenizer:
         """Ids as runs of text and single special tokens, for `StreamParser.feed`."""
         detokenizer = self.detokenizer()
         runs: list[Piece] = []
-        for text, is_special in (*map(detokenizer.feed, tokens), detokenizer.finish()):
-            if is_special or not runs or runs[-1].is_special:
-                runs.append(Piece(text, is_special))
-            else:
-                runs[-1] = Piece(runs[-1].text + text, False)
-        return [piece for piece in runs if piece.text]
+        texts: list[str] = []
+        for token in tokens:
+            for piece in detokenizer.feed(token):
+                if piece.is_special:
+                    runs += _joined(texts), piece
+                    texts = []
+                else:
+                    texts.append(piece.text)
+        texts += [piece.text for piece in detokenizer.finish()]
+        return [piece for piece in (*runs, _joined(texts)) if piece.text]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of ids, special tokens spelt out; bytes that are not UTF-8 become U+FFFD."""
@@ -143,33 +147,27 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._special = tokenizer.special_tokens
+        self._is_byte_level = tokenizer.is_byte_level
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._bytes: dict[int, bytes] = {}
-        self._held: list[int] = []  # of a vocabulary that is not byte-level: ids since the last text given out
+        self._held: list[int] = []  # of a vocabulary that is not byte-level: ids since the last special token
         self._given = ""
-        self._queue: list[Piece] = []
 
-    def feed(self, token: int) -> Piece:
-        """The text that this id makes certain; "" where a character is incomplete.
-
-        Where a special token cuts a character short, its U+FFFD is joined to no piece of text: it comes first, the special
-        token with the next call or with `finish`, so that a piece is always either text or one special token.
-        """
-        self._queue.extend(self._decoded(token))
-        return self._queue.pop(0) if self._queue else Piece("", False)
-
-    def finish(self) -> Piece:
-        """What is still held back. Call until it gives ""."""
-        if not self._queue:
-            self._queue.append(Piece(self._flushed(), False))
-        return self._queue.pop(0)
-
-    def _decoded(self, token: int) -> list[Piece]:
+    def feed(self, token: int) -> list[Piece]:
+        """What this id makes certain: nothing where a character is incomplete; two pieces where a special token cuts one."""
         special = self._special.get(token)
         if special is not None:
-            rest = self._flushed()
-            return [Piece(rest, False), Piece(special, True)] if rest else [Piece(special, True)]
-        text = self._decoder.decode(self._bytes_of(token)) if self._tokenizer._is_byte_level else self._difference(token)
+            return [*self.finish(), Piece(special, True)]
+        text = self._decoder.decode(self._bytes_of(token)) if self._is_byte_level else self._difference(token)
+        return [Piece(text, False)] if text else []
+
+    def finish(self) -> list[Piece]:
+        """What is held back: U+FFFD for an incomplete character, or nothing."""
+        if self._is_byte_level:
+            text = self._decoder.decode(b"", final=True)
+        else:
+            text = self._tokenizer.backend.decode(self._held, skip_special_tokens=False)[len(self._given) :] if self._held else ""
+            self._held, self._given = [], ""
         return [Piece(text, False)] if text else []
 
     def _bytes_of(self, token: int) -> bytes:
@@ -186,12 +184,9 @@ class Detokenizer:
         fresh, self._given = text[len(self._given) :], text
         return fresh
 
-    def _flushed(self) -> str:
-        if self._tokenizer._is_byte_level:
-            return self._decoder.decode(b"", final=True)
-        text = self._tokenizer.backend.decode(self._held, skip_special_tokens=False)[len(self._given) :] if self._held else ""
-        self._held, self._given = [], ""
-        return text
+
+def _joined(texts: list[str]) -> Piece:
+    return Piece("".join(texts), False)
 
 
 def _without_tokens(settings: dict[str, Any], special_ids: dict[str, int]) -> tokenizers.Tokenizer:
