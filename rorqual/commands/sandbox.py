@@ -11,12 +11,14 @@ output) ends with 1 and one line on standard error. A file that is neither Pytho
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from rorqual.errors import FieldErrors, UsageError, UserError
 from rorqual.sandbox import Ended, Limits, Result, Sandbox, SandboxConfig, open_sandbox, site_packages
+from rorqual.sandbox.panel import Finding, run_panel
 
 PROGRAM = "program"
 
@@ -112,4 +114,20 @@ def as_mapping(result: Result) -> dict[str, object]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    raise UserError("check is not there yet")
+    findings = []
+    for finding in run_panel(SandboxConfig(backend=args.backend)):
+        findings.append(finding)
+        if not args.json:
+            print(_line(finding), flush=True)
+    broken = [finding for finding in findings if not finding.holds]
+    if args.json:
+        rows = [dataclasses.asdict(finding) for finding in findings]
+        print(json.dumps({"backend": args.backend, "holds": not broken, "attempts": rows}, indent=1))
+    else:
+        print(f"{args.backend}: {len(findings) - len(broken)} of {len(findings)} attempts held")
+    return 1 if broken else 0
+
+
+def _line(finding: Finding) -> str:
+    verdict = "holds " if finding.holds else "BROKEN"
+    return f"{verdict}  {finding.barrier:<10}  {finding.name}" + (f"  ({finding.why})" if finding.why else "")

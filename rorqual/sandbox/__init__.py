@@ -53,4 +53,10 @@ def open_sandbox(config: SandboxConfig) -> Sandbox:
         from rorqual.sandbox.bubblewrap import BubblewrapSandbox
 
         return BubblewrapSandbox(config)
-    raise SandboxError(f"sandbox: no back end {config.backend}")
+    if config.backend == "process":
+        from rorqual.sandbox.process import ProcessSandbox
+
+        return ProcessSandbox(config)
+    from rorqual.sandbox.oci import OciSandbox
+
+    return OciSandbox(config)

@@ -23,6 +23,7 @@ class Ended(StrEnum):
     TIMEOUT = "timeout"  # the wall clock passed timeout_s
     CPU = "cpu"  # a process used more processor time than cpu_s
     MEMORY = "memory"  # killed by the kernel for memory, or ended on Python's MemoryError
+    DISK = "disk"  # the watch found more written than disk_mb (process back end; elsewhere the write itself fails)
     OUTPUT = "output"  # standard output or error passed output_bytes
     KILLED = "killed"  # a signal; Result.signal names it
     CANCELLED = "cancelled"  # the caller withdrew it

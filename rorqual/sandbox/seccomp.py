@@ -40,27 +40,30 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ioperm": (173, None), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None), "sethostname": (170, 161),
     "setdomainname": (171, 162), "vhangup": (153, 58), "modify_ldt": (154, None),
 }  # fmt: skip
+SHARED = {"shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190)}
+"""Kernel objects that outlive their maker, refused where no namespace of its own takes them along."""
 JUDGED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "ioctl": (16, 29)}
 """Calls judged by an argument."""
 
 NAMESPACE_FLAGS = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET. In clone(), NEWTIME's bit is part of the exit signal."""
-AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+NETLINK_ROUTE = 0
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 X32_BIT = 0x40000000
 
 # Offsets into struct seccomp_data; the low half of a 64-bit argument comes first on both machines.
-NUMBER, ARCH, ARG0, ARG1 = 0, 4, 16, 24
+NUMBER, ARCH, ARG0, ARG1, ARG2 = 0, 4, 16, 24, 32
 LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 @functools.cache
-def program(network: bool = True, machine: str | None = None) -> bytes:
+def program(is_alone: bool = True, machine: str | None = None) -> bytes:
     """The filter as an array of struct sock_filter, for `bwrap --seccomp` or prctl.
 
-    network: True allows sockets of the families unix, inet and inet6, for a sandbox whose network namespace is empty;
-    False allows no socket call at all (socketpair stays), for a process that shares the machine's network.
+    is_alone: True allows sockets of the families unix, inet and inet6, and System V objects, for a sandbox with network
+    and IPC namespaces of its own; False allows neither (socketpair stays), for a process that shares the machine's.
     AF_VSOCK in particular is refused always: no network namespace confines it.
     """
     machine = machine or platform.machine()
@@ -81,15 +84,18 @@ def program(network: bool = True, machine: str | None = None) -> bytes:
             _refuse(numbers["clone3"], errno.ENOSYS),
             _judge(numbers["clone"], ARG0, [_op(JUMP_ANY_BIT, NAMESPACE_FLAGS, 0, 1), _fail(errno.EPERM)]),
             _judge(numbers["ioctl"], ARG1, [_refuse(TIOCSTI, errno.EPERM), _refuse(TIOCLINUX, errno.EPERM)]),
-            _judge_sockets(numbers["socket"]) if network else _refuse(numbers["socket"], errno.EPERM),
+            _judge_sockets(numbers["socket"]) if is_alone else _refuse(numbers["socket"], errno.EPERM),
+            *([] if is_alone else [_refuse(pair[column], errno.EPERM) for pair in SHARED.values()]),
             _op(RETURN, ALLOW),
         ]
     )
 
 
 def _judge_sockets(number: int | None) -> bytes:
+    """Local and internet sockets; of netlink only the routing one, which the C library asks for the list of interfaces."""
     allowed = [op for family in (AF_UNIX, AF_INET, AF_INET6) for op in (_op(JUMP_EQUAL, family, 0, 1), _op(RETURN, ALLOW))]
-    return _judge(number, ARG0, [*allowed, _fail(errno.EAFNOSUPPORT)])
+    routing = [_op(JUMP_EQUAL, AF_NETLINK, 0, 3), _op(LOAD, ARG2), _op(JUMP_EQUAL, NETLINK_ROUTE, 0, 1), _op(RETURN, ALLOW)]
+    return _judge(number, ARG0, [*allowed, *routing, _fail(errno.EAFNOSUPPORT)])
 
 
 def _judge(number: int | None, argument: int, verdict: list[bytes]) -> bytes:
