@@ -99,7 +99,8 @@ def fits(schema: dict, value: typing.Any) -> bool:
         return False
     if "enum" in schema:
         return value in schema["enum"]
-    return schema["type"] != "array" or all(fits(schema.get("items", {"type": "string"}), item) for item in value)
+    elements: typing.Any = value
+    return schema["type"] != "array" or all(fits(schema.get("items", {"type": "string"}), item) for item in elements)
 
 
 def as_declared(schema, arguments):
@@ -124,7 +125,7 @@ class Host:
             self.db.execute(statement)
         for table, values in rows.items():
             if values:
-                self.db.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(values[0]))})", values)
+                self.db.executemany(f'INSERT INTO "{table}" VALUES ({",".join("?" * len(values[0]))})', values)
         self.db.execute("COMMIT")
         self.image = self.db.serialize()
         self.initial = self.rows()
@@ -207,7 +208,7 @@ class Host:
         found = {}
         for table, key in self.keys.items():
             if not table.startswith("_"):
-                found[table] = {row[key]: dict(row) for row in self.db.execute(f"SELECT * FROM {table}")}
+                found[table] = {row[key]: dict(row) for row in self.db.execute(f'SELECT * FROM "{table}"')}
         return found
 
     def delta(self):
