@@ -9,12 +9,14 @@ are made from the latents (multi-head attention): fewer operations for each pair
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from rorqual.kernels.dense_attention import masked_attention
 from rorqual.kernels.index_loss import index_loss, selection_quality
-from rorqual.model.call import Call
+from rorqual.model.call import AttentionMode, Call
 from rorqual.model.config import IndexerKind, ModelConfig
 from rorqual.model.indexer import Indexer, IndexQueries
 from rorqual.model.keys import Keys, Segment, attend_densely
@@ -53,7 +55,7 @@ class Attention(nn.Module):
         if index is not None and (call.trace.index_loss != "none" or call.trace.index_quality):
             self._tell_index(keys, index, selected, self._absorb(q_nope, q_rope).detach(), call)
         used = selected if call.mode.sparse and self.indexer_kind != "none" else None
-        attend = self._expanded if self._is_expanded(keys, used, call) else self._absorbed
+        attend = self._expanded if self._is_expanded(keys, used, call.mode) else self._absorbed
         return self.wo(attend(keys, q_nope, q_rope, used).flatten(1)), selected
 
     def _queries(self, c_q: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -109,10 +111,19 @@ class Attention(nn.Module):
             quality = selection_quality(q, kv, self.scale, listed, reach.starts, reach.ends)
             trace.qualities.setdefault(self.layer, quality)
 
-    def _is_expanded(self, keys: Keys, selected: Tensor | None, call: Call) -> bool:
-        if call.mode.form == "absorbed":
-            return False
-        return selected is None or all(segment.reach.max_len <= call.mode.masked_len for segment in keys.segments)
+    def _is_expanded(self, keys: Keys, selected: Tensor | None, mode: AttentionMode) -> bool:
+        if mode.form != "auto":
+            return mode.form == "expanded"
+        reaches = [segment.reach for segment in keys.segments]
+        longest = max((reach.max_len for reach in reaches), default=0)
+        is_short = selected is None or longest <= mode.masked_factor * self.config.index_topk
+        return is_short and all(len(reach.ends) >= self._rows_worth_expanding() for reach in reaches)
+
+    def _rows_worth_expanding(self) -> float:
+        """From how many queries on fewer operations for each pair of tokens make up for the expansion of each key."""
+        c = self.config
+        spared = 2 * c.kv_lora_rank - c.qk_nope_head_dim - c.v_head_dim
+        return (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank / spared if spared > 0 else math.inf
 
     def _absorbed(self, keys: Keys, q_nope: Tensor, q_rope: Tensor, selected: Tensor | None) -> Tensor:
         """[N, H, v]: every head attends over the latents themselves."""

@@ -34,6 +34,19 @@ def test_the_expanded_form_equals_the_absorbed_form(sparse: bool, yarn: YarnConf
     torch.testing.assert_close(expanded, logits(model, sparse=sparse, form="absorbed"), rtol=0, atol=2e-5)
 
 
+def test_auto_expands_short_prefill_and_keeps_the_latents_elsewhere() -> None:
+    """With latent 20, nope 10 and v 14 an expansion pays from 30 queries on; the mask from there to 3 x 9 keys never does."""
+    model = small_model(n_mtp_layers=0)
+    forms = {form: logits(model, 45, form=form) for form in ("absorbed", "expanded", "auto")}
+    wide = logits(model, 45, form="auto", masked_factor=5)
+    dense = {form: logits(model, 45, sparse=False, form=form) for form in ("absorbed", "expanded", "auto")}
+    assert not torch.equal(forms["absorbed"], forms["expanded"])
+    assert torch.equal(forms["auto"], forms["absorbed"]) and torch.equal(wide, forms["expanded"])
+    assert torch.equal(dense["auto"], dense["expanded"]) and not torch.equal(dense["auto"], dense["absorbed"])
+    with torch.no_grad():
+        assert torch.equal(model(random_tokens(1, 29), mode=AttentionMode(form="auto")), model(random_tokens(1, 29)))
+
+
 def test_sparse_attention_differs_from_dense_and_equals_it_once_top_k_reaches_the_length() -> None:
     model = small_model()
     dense = logits(model, sparse=False)
