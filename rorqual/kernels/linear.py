@@ -1,8 +1,10 @@
 """Matrix products whose bits do not depend on how many rows stand beside a row.
 
-Measured with torch 2.13 on CPU (float32, one and two threads): a product of fewer than 16 rows or columns may take another
-code path and give other bits; from 16 on, each element is the same bits whatever the number of rows and columns, the memory
-layout, and (in bmm) the batch. So every product on the model's path has at least 16 of both, zero-padded below that.
+Measured on CPU in float32 with one and two threads (torch 2.13 on AMD, 2.11 on Intel): a product of fewer than 16 rows or columns
+may take another code path and give other bits, and on Intel one of more than some 576 terms is split over threads and blocks in
+ways that depend on its shape. Within those bounds each element is the same bits whatever the number of rows and columns, the
+memory layout, and (in bmm) the batch. So every product on the model's path has at least 16 rows and columns, zero-padded below
+that, and at most 512 terms: longer sums are those of blocks of 512, in order.
 A sweep in tests/kernels/test_linear.py holds this to account on the machine at hand.
 """
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_ROWS = 16
+MAX_TERMS = 512
 
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
@@ -27,9 +30,15 @@ def pad_rows(x: Tensor, rows: int = MIN_ROWS) -> Tensor:
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, D] times the transpose of weight [M, D] -> [N, M]; on CPU bitwise the same for a row whatever N and M."""
-    if x.is_cuda or (x.shape[0] >= MIN_ROWS and weight.shape[0] >= MIN_ROWS):
+    N, M = x.shape[0], weight.shape[0]
+    if x.is_cuda:
         return x @ weight.t()
-    return (pad_rows(x) @ pad_rows(weight).t())[: x.shape[0], : weight.shape[0]]
+    if N < MIN_ROWS or M < MIN_ROWS:
+        return row_product(pad_rows(x), pad_rows(weight))[:N, :M]
+    product = x[:, :MAX_TERMS] @ weight[:, :MAX_TERMS].t()
+    for low in range(MAX_TERMS, x.shape[1], MAX_TERMS):
+        product = product + x[:, low : low + MAX_TERMS] @ weight[:, low : low + MAX_TERMS].t()
+    return product
 
 
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -72,11 +72,11 @@ def query_tiles(q: Tensor, indices: Tensor) -> list[slice]:
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]."""
-    indices = without_empty_tail(indices)
+    indices = block_columns(indices)
     entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
     scores = head_product(q.to(dtype) * scale, entries.transpose(1, 2))  # [t, H, K]
     scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
-    top = scores.amax(-1, keepdim=True) if indices.shape[1] else scores.new_full((*scores.shape[:2], 1), -torch.inf)
+    top = scores.amax(-1, keepdim=True)
     top.masked_fill_(top == -torch.inf, 0)  # an empty row: exp(-inf - 0) = 0
     weights = scores.sub_(top).exp_()
     values = entries[..., :value_dim]
@@ -110,7 +110,7 @@ def attend_backward(
 ) -> Tensor:
     """One tile: returns the gradient of q [t, H, D], and adds those of the gathered rows into grad_kv [S, D]."""
     dtype, value_dim = out.dtype, out.shape[-1]
-    indices = without_empty_tail(indices)
+    indices = block_columns(indices)
     q, grad_out = q.to(dtype), grad_out.to(dtype)
     entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
     scores = (q * scale) @ entries.transpose(1, 2)  # [t, H, K]
@@ -124,19 +124,17 @@ def attend_backward(
     return grad_q
 
 
-def without_empty_tail(indices: Tensor) -> Tensor:
-    """indices [t, K] less the trailing blocks of KEY_BLOCK columns in which no row has a key."""
+def block_columns(indices: Tensor) -> Tensor:
+    """indices [t, K] less the trailing blocks of KEY_BLOCK columns in which no row has a key, and at least MIN_ROWS columns wide."""
     K = indices.shape[1]
     while K > KEY_BLOCK and not bool((indices[:, (K - 1) // KEY_BLOCK * KEY_BLOCK : K] >= 0).any()):
         K = (K - 1) // KEY_BLOCK * KEY_BLOCK
-    return indices[:, :K]
+    return indices[:, :K] if K >= MIN_ROWS else F.pad(indices, (0, MIN_ROWS - K), value=-1)
 
 
 def present(indices: Tensor) -> Tensor:
     """indices [t, K] as int64, with each -1 replaced by a position of the same row, so that no foreign row is ever read."""
     indices = indices.long()
-    if not indices.shape[1]:
-        return indices
     return torch.where(indices < 0, indices.amax(1, keepdim=True).clamp_min(0), indices)
 
 
