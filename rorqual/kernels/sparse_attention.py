@@ -125,7 +125,7 @@ def attend_backward(
 
 
 def block_columns(indices: Tensor) -> Tensor:
-    """indices [t, K] less the trailing blocks of KEY_BLOCK columns in which no row has a key, and at least MIN_ROWS columns wide."""
+    """indices [t, K] less the trailing blocks of KEY_BLOCK columns where no row has a key; at least MIN_ROWS wide."""
     K = indices.shape[1]
     while K > KEY_BLOCK and not bool((indices[:, (K - 1) // KEY_BLOCK * KEY_BLOCK : K] >= 0).any()):
         K = (K - 1) // KEY_BLOCK * KEY_BLOCK

@@ -1,4 +1,4 @@
-"""Dense and masked attention in tiles: the definition, the gradients, the same bits in any batch, equal to sparse with all keys."""
+"""Dense and masked attention in tiles: the definition, gradients, the same bits in any batch, equal to sparse with all keys."""
 
 from __future__ import annotations
 
