@@ -50,7 +50,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
 
 
 def bootstrap(
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     statistic: Callable[[np.ndarray], float] = lambda drawn: float(np.mean(drawn)),
     confidence: float = 0.95,
     draws: int = 2000,
