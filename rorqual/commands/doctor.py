@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checks = [look() for look in LOOKS]
+    checks = [look() for look in LOOKS + (LINUX_LOOKS if sys.platform == "linux" else [])]
     is_fit = all(check.is_there for check in checks if check.is_required)
     if args.json:
         print(json.dumps({"fit": is_fit, "checks": [dataclasses.asdict(check) for check in checks]}, indent=1))
@@ -143,16 +143,23 @@ def _sandbox() -> Check:
         with create(limits=Limits(timeout_s=20)) as sandbox:
             result = sandbox.run([sandbox.python, "-I", "-S", "-c", "print(6 * 7)"])
     except (UserError, OSError) as error:
-        return Check("sandbox", False, str(error), "untrusted programs", mend)
+        return Check("sandbox", False, _reason(error), "untrusted programs", mend)
     found = (
         f"a confined program ran in {result.wall_s * 1000:.0f} ms" if result.stdout == "42\n" else result.detail or result.stderr
     )
     return Check("sandbox", result.stdout == "42\n", found, "untrusted programs", mend)
 
 
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("sandbox: ")
+
+
 def _user_namespaces() -> Check:
     serves = "the sandbox where rorqual is not run by root"
-    mend = "sudo sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
+    mend = (
+        "sudo sysctl user.max_user_namespaces=10000, on older Debian kernel.unprivileged_userns_clone=1, "
+        "on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0"
+    )
     if shutil.which("unshare") is None:
         return Check("user namespaces", False, "no unshare to try with", serves, "sudo apt-get install util-linux")
     answer = subprocess.run(["unshare", "--user", "--map-root-user", "true"], capture_output=True, text=True)
@@ -218,7 +225,9 @@ def _containers() -> Check:
     try:
         engine = find_engine(None)
     except UserError as error:
-        return Check("containers", False, str(error), "sandboxes with an image of their own", "start docker, or install podman")
+        return Check(
+            "containers", False, _reason(error), "sandboxes with an image of their own", "start docker, or install podman"
+        )
     return Check("containers", True, engine, "sandboxes with an image of their own")
 
 
@@ -237,8 +246,10 @@ def _memory() -> Check:
 
 
 LOOKS: list[Callable[[], Check]] = [
-    _python, _system, _modules, _memory, _disk, _torch, _gpu, *map(_extra, EXTRAS), _sandbox,
-    _program("bwrap", "bubblewrap", "the sandbox"), _program("setpriv", "util-linux", "the sandbox"),
-    _program("nsenter", "util-linux", "the sandbox"), _user_namespaces, _cgroups, _landlock, _seccomp, _containers, _browser,
+    _python, _system, _modules, _memory, _disk, _torch, _gpu, *map(_extra, EXTRAS), _containers, _browser,
     _program("chromedriver", "chromium-driver", "the page tests"), _program("git", "git", "the commit in a run's record"),
+]  # fmt: skip
+LINUX_LOOKS: list[Callable[[], Check]] = [
+    _sandbox, _program("bwrap", "bubblewrap", "the sandbox"), _program("setpriv", "util-linux", "the sandbox"),
+    _program("nsenter", "util-linux", "the sandbox"), _user_namespaces, _cgroups, _landlock, _seccomp,
 ]  # fmt: skip

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 PRELUDE = """
 import ctypes, os, socket, struct, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
-def held(): os._exit(3)
+def held():
+    sys.stdout.flush()
+    os._exit(3)
 def syscall(name, *args):
     number = NUMBERS[name]
     if number is None: held()
@@ -164,7 +166,7 @@ syscall('process_vm_readv', VICTIM, vector, 1, vector, 1, 0)
 """),
     ("read other processes' environments", """
 for pid in [p for p in os.listdir('/proc') if p.isdigit()]:
-    try: print(open(f'/proc/{pid}/environ').read())
+    try: print(open(f'/proc/{pid}/environ', errors='replace').read())
     except OSError: pass
 held()
 """, "secret_out"),

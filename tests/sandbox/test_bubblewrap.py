@@ -6,22 +6,11 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rorqual.sandbox import Ended, Limits, Sandbox, SandboxError, create
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    try:
-        made = create(limits=Limits(timeout_s=20, memory_mb=256, disk_mb=32))
-    except SandboxError as error:
-        pytest.skip(str(error))
-    with made:
-        yield made
 
 
 def python(sandbox: Sandbox, source: str, **options):
