@@ -319,6 +319,6 @@ def selection_quality(
         best = torch.arange(K, device=q.device) < counts
         captured = (mass * chosen).sum(1)
         oracle = (ranked.values[:, :K] * best).sum(1)
-        hits = (chosen.gather(1, ranked.indices[:, :K]) & best).sum(1)
+        hits = (chosen.gather(1, ranked.indices[:, :K]) & best).sum(1).to(dtype)
         quality[:, rows] = torch.stack([captured, oracle, hits / counts[:, 0]]).masked_fill(counts[:, 0] == 0, torch.nan)
     return SelectionQuality(*quality)

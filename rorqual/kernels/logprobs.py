@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,7 +30,7 @@ def token_logprobs(
     """log softmax((hidden head^T + bias) / temperature)[targets], natural log.
 
     hidden [N, D], head [V, D], targets integer [N], temperature a number or [N], above 0, bias [V] -> float32 [N] (float64 for
-    float64 inputs). A negative target (padding) gives 0 and no gradient, whatever its hidden state.
+    float64 inputs). A negative target (padding) gives 0, costs nothing, and its hidden state is never read.
 
     kept = (tokens [sum], offsets [N + 1]), integer: row t's softmax is over tokens[offsets[t]:offsets[t + 1]] alone, the sampling
     mask to replay (`rorqual.policy.KeptTokens`); an empty row keeps the whole vocabulary. A target outside its kept set has
@@ -59,9 +60,23 @@ def token_logprobs_plain(
         raise ValueError("temperature: expected above 0 (greedy choice has no log-probability), found 0 or less")
     if targets.shape != (N,) or not bool((targets < V).all()):
         raise ValueError(f"targets: expected [{N}] ids below {V}, found {list(targets.shape)} up to {int(targets.max())}")
-    tokens, offsets = (None, None) if kept is None else (kept[0].to(hidden.device), kept[1].tolist())
-    logprobs, entropy = _TokenLogprobs.apply(hidden, head, targets, temperature, tokens, offsets, bias, return_entropy)
-    return (logprobs, entropy) if return_entropy else logprobs
+    rows = (targets >= 0).nonzero()[:, 0]
+    whole = len(rows) == N
+    tokens, offsets = (None, None) if kept is None else kept if whole else kept_rows(*kept, rows)
+    inputs = (hidden, targets, temperature) if whole else (hidden[rows], targets[rows], temperature[rows])
+    results = _TokenLogprobs.apply(inputs[0], head, *inputs[1:], tokens, offsets, bias, return_entropy)
+    if not whole:
+        results = tuple(part.new_zeros(N).index_copy(0, rows, part) for part in results)
+    return results if return_entropy else results[0]
+
+
+def kept_rows(tokens: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The ragged sets of some rows: the tokens [sum] and offsets [n + 1] of `rows` [n] alone."""
+    offsets = offsets.to(rows.device)
+    counts = offsets.diff()[rows]
+    bounds = F.pad(counts.cumsum(0), (1, 0))
+    shift = torch.repeat_interleave(offsets[rows] - bounds[:-1], counts)
+    return tokens.to(rows.device)[torch.arange(len(shift), device=rows.device) + shift], bounds
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -73,7 +88,7 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: Tensor,
         tokens: Tensor | None,
-        offsets: list[int] | None,
+        offsets: Tensor | None,
         bias: Tensor | None,
         return_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -81,28 +96,26 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in row_chunks(len(hidden), len(head)):
             logits = kept_logits(hidden, head, temperature, tokens, offsets, bias, rows)  # [n, V]
             lse[rows] = torch.logsumexp(logits, 1)
-            taken = logits.gather(1, targets[rows, None].long().clamp_min(0)).squeeze(1)
-            logprobs[rows] = (taken - lse[rows]).masked_fill_(targets[rows] < 0, 0)
+            logprobs[rows] = logits.gather(1, targets[rows, None].long()).squeeze(1) - lse[rows]
             if return_entropy:
                 logits.sub_(lse[rows, None])
                 entropy[rows] = -(logits.exp() * logits.masked_fill(logits == -torch.inf, 0)).sum(1)
-        ctx.save_for_backward(hidden, head, targets, temperature, tokens, bias, lse, entropy, logprobs)
-        ctx.offsets, ctx.return_entropy = offsets, return_entropy
+        ctx.save_for_backward(hidden, head, targets, temperature, tokens, offsets, bias, lse, entropy, logprobs)
+        ctx.return_entropy = return_entropy
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets, temperature, tokens, bias, lse, entropy, logprobs = ctx.saved_tensors
+        hidden, head, targets, temperature, tokens, offsets, bias, lse, entropy, logprobs = ctx.saved_tensors
         dtype = temperature.dtype
-        grad = grad.masked_fill((targets < 0) | (logprobs == -torch.inf), 0)
+        grad = grad.masked_fill(logprobs == -torch.inf, 0)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=dtype)
         for rows in row_chunks(len(hidden), len(head)):
-            logs = kept_logits(hidden, head, temperature, tokens, ctx.offsets, bias, rows).sub_(lse[rows, None])  # [n, V]
+            logs = kept_logits(hidden, head, temperature, tokens, offsets, bias, rows).sub_(lse[rows, None])  # [n, V]
             weights = logs.exp()
             grad_logits = weights * -grad[rows, None]
-            at = targets[rows, None].long().clamp_min(0)
-            grad_logits.scatter_add_(1, at, grad[rows, None])
+            grad_logits.scatter_add_(1, targets[rows, None].long(), grad[rows, None])
             if ctx.return_entropy:  # dH / dlogit = -p (log p + H)
                 logs.masked_fill_(logs == -torch.inf, 0).add_(entropy[rows, None])
                 grad_logits.sub_(weights.mul_(logs).mul_(grad_entropy[rows, None]))
@@ -123,7 +136,7 @@ def kept_logits(
     head: Tensor,
     temperature: Tensor,
     tokens: Tensor | None,
-    offsets: list[int] | None,
+    offsets: Tensor | None,
     bias: Tensor | None,
     rows: slice,
 ) -> Tensor:
@@ -135,9 +148,9 @@ def kept_logits(
     logits = logits / temperature[rows, None]
     if tokens is None or offsets is None:
         return logits
-    bounds = torch.tensor(offsets[rows.start : rows.stop + 1], device=logits.device)
+    bounds = offsets[rows.start : rows.stop + 1].to(logits.device)
     counts = bounds.diff()
     row = torch.repeat_interleave(torch.arange(len(logits), device=logits.device), counts)
     dropped = (counts > 0)[:, None].expand_as(logits).clone()
-    dropped[row, tokens[int(bounds[0]) : int(bounds[-1])].long()] = False
+    dropped[row, tokens[int(bounds[0]) : int(bounds[-1])].to(logits.device, torch.long)] = False
     return logits.masked_fill_(dropped, -torch.inf)
