@@ -156,13 +156,19 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._pending:
             part = self._part(len(self._shards))
-            save_file(_unaliased(self._pending), str(part), metadata={"format": "pt"})
+            save_tensors(_unaliased(self._pending), part)
             self._shards.append(list(self._pending))
             self.total_bytes += self._pending_bytes
             self._pending, self._pending_bytes = {}, 0
 
     def _part(self, i: int) -> Path:
         return self.directory / f"part-{i:05d}"
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """One safetensors file, as readable to others as its directory (safetensors alone makes it private)."""
+    save_file(tensors, str(file), metadata={"format": "pt"})
+    os.chmod(file, file.parent.stat().st_mode & 0o666)
 
 
 def _unaliased(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
