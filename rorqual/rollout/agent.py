@@ -163,7 +163,8 @@ def _budget_spent(game: _Play) -> End | None:
 def _tokens_left(game: _Play, room: int) -> tuple[int, End]:
     """How many tokens the next message may have, and what its end is called if it runs into that."""
     own = min(game.config.max_turn_tokens, game.params.max_tokens)
-    return min((own, 0, End.CUT), (game.config.max_tokens - game.sampled_tokens, 1, End.MAX_TOKENS), (room, 2, End.CONTEXT))[::2]
+    limits = [(own, End.CUT), (game.config.max_tokens - game.sampled_tokens, End.MAX_TOKENS), (room, End.CONTEXT)]
+    return min(limits, key=lambda limit: limit[0])
 
 
 async def _make_room(game: _Play) -> tuple[bool, int]:
