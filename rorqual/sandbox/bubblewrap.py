@@ -37,29 +37,33 @@ SET_UP_S = 20.0
 """How long bubblewrap may take to be ready; only a machine out of memory or processes comes near."""
 USER_UID = "1000"
 
-# Pid 1 of a sandbox, run by /bin/sh: say on the status pipe that the set-up held, take the environment over (so that it
-# never reaches a program that still has privileges), run the command, and say whether it was found. The whole sandbox ends
-# with this shell. $1: the status pipe's descriptor, $2: the working directory, $3: how many variables follow.
+# Pid 1 of a sandbox, run by /bin/sh: takes the status pipe, which comes as its standard input, out of the program's reach;
+# says on it that the set-up held; runs the rest and ends with its exit code, and the whole sandbox with it. As root it still
+# is root, without the rights that make root matter but those that the drop needs: so bubblewrap may kill it when our own
+# process dies, and the program can't touch it. $1: the descriptor of the program's standard input.
 FIRST = """
-exec 9>"/proc/self/fd/$1"; n=$3; cd "$2" || exit 1; shift 3
-while [ "$n" -gt 0 ]; do export "$1"; shift; n=$((n-1)); done
+exec 9>&0 0<"/proc/self/fd/$1"; shift
 echo started >&9
-(exec "$@" 9>&-); code=$?
-case $code in 126|127) command -v "$1" >/dev/null 2>&1 || echo missing >&9;; esac
-exit $code
+("$@"); exit $?
+"""
+# Under the sandbox's own uid: the environment is taken over only here, so that it reaches no program with rights left.
+# $1: the working directory, $2: how many variables follow.
+SECOND = """
+cd "$1" || exit 1; n=$2; shift 2
+while [ "$n" -gt 0 ]; do export "$1"; shift; n=$((n-1)); done
+command -v "$1" >/dev/null 2>&1 || echo missing >&9
+exec "$@" 9>&-
 """
 DROP = ["--inh-caps", "-all", "--ambient-caps", "-all", "--bounding-set", "-all", "--clear-groups", "--no-new-privs"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A command line in parts: bubblewrap's arguments, the first program inside, what that one is to run."""
+    """A command line in two parts: bubblewrap's arguments, and what pid 1 inside is to run."""
 
     outer: list[str]
-    first: list[str]
     inner: list[str]
     is_filtered: bool
-    uid: int | None
 
 
 class BubblewrapSandbox(LocalSandbox):
@@ -116,9 +120,9 @@ class BubblewrapSandbox(LocalSandbox):
         if not command or any("\0" in part for part in command):
             raise SandboxError("sandbox: the command is empty, or holds a zero byte")
         values = view.environment(self.directory, self._python_home(), self._packages(), env)
-        first = [*self._drop(), "/bin/sh", "-c", FIRST, "sh"]
-        inner = [self.directory, str(len(values)), *(f"{name}={value}" for name, value in values.items()), *command]
-        return _Launched(Plan(self._outer(), first, inner, self.config.seccomp, self.uid), limits, cancel)
+        second = ["/bin/sh", "-c", SECOND, "sh", self.directory, str(len(values))]
+        inner = [*self._drop(), *second, *(f"{name}={value}" for name, value in values.items()), *command]
+        return _Launched(Plan(self._outer(), inner, self.config.seccomp), limits, cancel)
 
     def _python_home(self) -> str | None:
         return view.PYTHON_HOME if view.interpreter().source else None
@@ -127,10 +131,10 @@ class BubblewrapSandbox(LocalSandbox):
         return [f"{view.PACKAGES}/{i}" for i in range(len(self.config.packages))]
 
     def _drop(self) -> list[str]:
-        """The step from root to the sandbox's uid. It keeps the order to die with bubblewrap, which a change of uid clears."""
+        """The step from root to the sandbox's uid."""
         if not self._is_root:
             return []
-        return ["/usr/bin/setpriv", "--reuid", str(self.uid), "--regid", str(self.uid), *DROP, "--pdeathsig", "KILL", "--"]
+        return ["/usr/bin/setpriv", "--reuid", str(self.uid), "--regid", str(self.uid), *DROP, "--"]
 
     def _outer(self) -> list[str]:
         """The command line up to bubblewrap's own arguments for a single run."""
@@ -182,31 +186,26 @@ class _Launched:
 
     def _spawn(self, plan: Plan) -> int:
         """Start bubblewrap, set the limits while it waits, release it. Returns the read end of the status pipe."""
-        status, status_in = os.pipe()
         with contextlib.ExitStack() as stack:
-            release_on_error = stack.enter_context(contextlib.ExitStack())
-            release_on_error.callback(os.close, status)
-            stack.callback(os.close, status_in)
-            if plan.uid is not None:
-                # The shell inside opens it anew, under its own uid.
-                os.fchown(status_in, plan.uid, plan.uid)
+            status, status_in = _pipe(stack)
+            stdin, feed = _pipe(stack)
             info, info_in = _pipe(stack)
             held, release = _pipe(stack)
-            passed = [status_in, info_in, held]
+            passed = [stdin, info_in, held]
             extra = ["--info-fd", str(info_in), "--block-fd", str(held)]
             if plan.is_filtered:
                 passed.append(_filled_pipe(stack, seccomp.program()))
                 extra += ["--seccomp", str(passed[-1])]
-            argv = [*plan.outer, *extra, "--", *plan.first, str(status_in), *plan.inner]
-            self.process = _popen(argv, passed)
+            argv = [*plan.outer, *extra, "--", "/bin/sh", "-c", FIRST, "sh", str(stdin), *plan.inner]
+            self.process = _popen(argv, status_in, passed)
+            self.process.stdin = os.fdopen(os.dup(feed), "wb", buffering=0)
             os.set_blocking(info, False)
             pid = _child_pid(info, self.process)
             if pid is not None:
                 self._confine(pid)
             with contextlib.suppress(BrokenPipeError):
                 os.write(release, b"x")
-            release_on_error.pop_all()
-        return status
+            return os.dup(status)
 
     def _confine(self, pid: int) -> None:
         """Set the limits on bubblewrap's child, the later pid 1 of the sandbox, which waits for us."""
@@ -257,11 +256,11 @@ class _Launched:
             self._group = None
 
 
-def _popen(argv: list[str], passed: list[int]) -> subprocess.Popen:
+def _popen(argv: list[str], stdin: int, passed: list[int]) -> subprocess.Popen:
     try:
         return subprocess.Popen(
             argv,
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
