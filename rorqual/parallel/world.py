@@ -35,6 +35,8 @@ class World:
     config: ParallelConfig = ParallelConfig()
     mesh: DeviceMesh | None = None
     """Axes data and context; None for one process."""
+    flat: DeviceMesh | None = None
+    """All ranks on one axis: what weights are sharded over."""
 
     @property
     def is_main(self) -> bool:
@@ -54,8 +56,14 @@ class World:
         return self.rank % self.config.context
 
     @property
-    def context_group(self) -> dist.ProcessGroup | None:
-        return None if self.mesh is None else self.mesh["context"].get_group()
+    def flat_mesh(self) -> DeviceMesh:
+        assert self.flat is not None, "one process has no mesh"
+        return self.flat
+
+    @property
+    def context_group(self) -> dist.ProcessGroup:
+        assert self.mesh is not None, "one process has no mesh"
+        return self.mesh["context"].get_group()
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
@@ -85,7 +93,8 @@ def start(config: ParallelConfig, device: str | None = None) -> World:
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     mesh = init_device_mesh(place.type, (size // config.context, config.context), mesh_dim_names=("data", "context"))
-    return World(rank, size, place, config, mesh)
+    flat = init_device_mesh(place.type, (size,), mesh_dim_names=("all",))
+    return World(rank, size, place, config, mesh, flat)
 
 
 def stop() -> None:

@@ -54,7 +54,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     shape = replace(old, yarn=YarnConfig(config.factor, old.max_positions), max_positions=longest)
     model = with_shape(model, shape).to(place.world.device)
     objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"))
-    parallelize(objective, place.world, config.compute)
+    parallelize(objective, model, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(shape, config.batch.length, False, place.world)
 
@@ -66,5 +66,5 @@ def main(config: Config, init: Path, place: Place) -> Path:
         move_biases(model, outcome.loads, config.bias_step)
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
-    run_steps("extend", config.pace, one_step, training_tensors(model, optimizer), place)
+    run_steps("extend", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
     return export(model, place, config.compute.save_dtype)

@@ -46,7 +46,7 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
 
     model = Transformer(shape, config.seed).to(place.world.device)
     objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"))
-    parallelize(objective, place.world, config.compute)
+    parallelize(objective, model, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(shape, config.batch.length, False, place.world)
 
@@ -58,5 +58,5 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
         move_biases(model, outcome.loads, config.bias_step)
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
-    run_steps("pretrain", config.pace, one_step, training_tensors(model, optimizer), place)
+    run_steps("pretrain", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
     return export(model, place, config.compute.save_dtype)

@@ -53,7 +53,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     else:
         mode, index_loss = AttentionMode(sparse=True), "restricted"
     objective = Objective(model, config.objective, mode, index_loss)
-    parallelize(objective, place.world, config.compute)
+    parallelize(objective, model, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(model.config, config.batch.length, not config.dense, place.world)
 
@@ -65,5 +65,5 @@ def main(config: Config, init: Path, place: Place) -> Path:
         move_biases(model, outcome.loads, config.bias_step)
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
-    run_steps("train-sparse", config.pace, one_step, training_tensors(model, optimizer), place)
+    run_steps("train-sparse", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
     return export(model, place, config.compute.save_dtype)

@@ -51,7 +51,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
         parameter.requires_grad_(is_indexer(name))
 
     objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"), index_loss="dense")
-    parallelize(objective, place.world, config.compute)
+    parallelize(objective, model, place.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
     stopwatch = Stopwatch(model.config, config.batch.length, False, place.world)
 
@@ -62,5 +62,5 @@ def main(config: Config, init: Path, place: Place) -> Path:
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
         return outcome.metrics | stopwatch.lap(outcome.tokens)
 
-    run_steps("warm-indexer", config.pace, one_step, training_tensors(model, optimizer), place)
+    run_steps("warm-indexer", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
     return export(model, place, config.compute.save_dtype)

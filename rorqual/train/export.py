@@ -10,6 +10,7 @@ from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import load_model, save_model
+from rorqual.parallel.apply import whole_state
 from rorqual.train.loop import Place
 
 MODEL = "model"
@@ -52,10 +53,15 @@ def with_indexers(model: Transformer, index_topk: int | None, seed: int = 0) -> 
 
 
 def export(model: Transformer, place: Place, dtype: Literal["float32", "bf16"]) -> Path:
-    """Write the model and its tokenizer beside the stage's log, all or nothing; its directory."""
+    """Write the model and its tokenizer beside the stage's log, all or nothing; its directory. All ranks must call it."""
     path = place.directory / MODEL
-    try:
-        save_model(model, path, dtype, companions=place.store.directory, overwrite=True)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); mend it and start again: no step is lost") from None
+    state = whole_state(model)
+    if place.world.is_main:
+        whole = Transformer(model.config)
+        whole.load_state_dict(state)
+        try:
+            save_model(whole, path, dtype, companions=place.store.directory, overwrite=True)
+        except OSError as error:
+            raise UserError(f"{path}: could not be written ({error}); mend it and start again: no step is lost") from None
+    place.world.barrier()
     return path

@@ -17,6 +17,7 @@ from rorqual.errors import UserError, require
 from rorqual.parallel.world import World
 from rorqual.runlog import RunLog
 from rorqual.train.checkpoints import Checkpoints, restore_random
+from rorqual.train.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class Place:
 
 
 def run_steps(
-    name: str, pace: Pace, one_step: Callable[[int], dict[str, float]], tensors: dict[str, Tensor], place: Place
+    name: str,
+    pace: Pace,
+    one_step: Callable[[int], dict[str, float]],
+    optimizer: Optimizer,
+    tensors: dict[str, Tensor],
+    place: Place,
 ) -> None:
     """Call one_step(step) for the steps that are still to do, and log its metrics.
 
@@ -65,6 +71,7 @@ def run_steps(
     done = facts["step"] if facts else 0
     if facts:
         restore_random(tensors)
+        optimizer.round_masters()
         place.log.event("resumed", stage=name, step=done)
     began = time.monotonic()
     with place.log.progress(name, pace.steps, done) as progress, _asked_to_stop() as stop:

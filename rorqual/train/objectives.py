@@ -10,9 +10,11 @@ by their count in the global batch, so that micro-batches and ranks add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +27,9 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.rows import Rows, pack_rows
 from rorqual.model.trace import IndexLossKind, Trace
 from rorqual.model.transformer import Transformer
+from rorqual.parallel.apply import Opaque
+from rorqual.parallel.context import GatheredKeys, local_rows
+from rorqual.parallel.world import World
 
 LOGITS_ROWS = 2048
 """Rows whose logits are held at once; the backward computes them anew."""
@@ -60,6 +65,10 @@ class ObjectiveConfig:
         return self if step % self.mtp_every == 0 else replace(self, mtp_weight=0.0)
 
 
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A micro-batch in packed form, or a rank's share of one (context parallelism)."""
@@ -79,8 +88,8 @@ class Inputs:
     """Where keys come from, if not from these rows alone."""
     parts: int = 1
     """Over how many ranks the sequences are cut (context parallelism)."""
-    sum_parts: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-    """Adds up a tensor over those ranks."""
+    sum_parts: Callable[[Tensor], Tensor] = _itself
+    """Adds up a tensor over those ranks, in place."""
 
     @classmethod
     def of(cls, batch: Batch) -> Inputs:
@@ -90,14 +99,28 @@ class Inputs:
         lengths = torch.tensor(rows.counts, dtype=torch.float32, device=batch.tokens.device)
         return cls(rows, rows.next_tokens(), *targets, rows.pack(places), lengths)
 
+    def share(self, world: World) -> Inputs:
+        """What this rank computes of sequences that its context group shares."""
+        if world.config.context == 1:
+            return self
+        keys = GatheredKeys(self.rows, world.context_rank, world.context_group)
+        per_row = (x[keys.mine] for x in (self.following, self.targets, self.mtp_targets, self.sequences))
+        parts, group = world.config.context, world.context_group
 
-@dataclass
-class Losses:
-    """Sums over the rows of one forward, each with its count; `total` is what is differentiated."""
+        def sum_parts(x: Tensor) -> Tensor:
+            dist.all_reduce(x, group=group)
+            return x
+
+        return Inputs(local_rows(self.rows, keys.mine), *per_row, self.lengths, keys, parts, sum_parts)
+
+
+class Losses(NamedTuple):
+    """What one forward gives: a tuple, so that FSDP finds the tensor that is differentiated."""
 
     total: Tensor
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    trace: Trace = field(default_factory=Trace)
+    sums: dict[str, Tensor]
+    """Over the rows, by name; for the log."""
+    trace: Trace
 
 
 class Objective(nn.Module):
@@ -113,27 +136,28 @@ class Objective(nn.Module):
         balanced = config.balance_weight > 0 and self.index_loss != "dense"
         quality = self.index_loss != "none" and config.quality_every > 0 and step % config.quality_every == 0
         trace = Trace(router_scores=balanced, routed_experts=balanced, index_loss=self.index_loss, index_quality=quality)
-        states = self.model.run(inputs.rows, inputs.cache, trace=trace, mode=self.mode)
-        losses = Losses(inputs.targets.new_zeros((), dtype=torch.float32), trace=trace)
+        states = self.model.run(inputs.rows, inputs.cache, trace=cast(Trace, Opaque(trace)), mode=self.mode)
+        sums: dict[str, Tensor] = {}
+        total = inputs.targets.new_zeros((), dtype=torch.float32)
         if self.index_loss == "dense":
             if self.model.mtp is not None:
                 self.model.mtp_hidden(states, inputs.following)  # for its indexer's loss alone
         else:
-            losses.sums["loss"] = self._cross_entropy(states.hidden, inputs.targets)
-            losses.total = losses.total + losses.sums["loss"] / counts["targets"]
+            sums["loss"] = self._cross_entropy(states.hidden, inputs.targets)
+            total = total + sums["loss"] / counts["targets"]
             if self.model.mtp is not None and config.mtp_weight > 0:
                 hidden = self.model.mtp_hidden(states, inputs.following)
-                losses.sums["mtp_loss"] = self._cross_entropy(hidden, inputs.mtp_targets)
-                losses.total = losses.total + config.mtp_weight * losses.sums["mtp_loss"] / counts["mtp_targets"]
+                sums["mtp_loss"] = self._cross_entropy(hidden, inputs.mtp_targets)
+                total = total + config.mtp_weight * sums["mtp_loss"] / counts["mtp_targets"]
             if balanced:
-                losses.sums["balance_loss"] = balance_loss(trace, inputs, self.model.config)
-                losses.total = losses.total + config.balance_weight * losses.sums["balance_loss"] / counts["sequences"]
+                sums["balance_loss"] = balance_loss(trace, inputs, self.model.config)
+                total = total + config.balance_weight * sums["balance_loss"] / counts["sequences"]
         for layer, loss in trace.index_losses.items():
-            losses.sums[f"index_loss/{layer}"] = loss.sum()
-            losses.total = losses.total + config.index_weight * loss.sum() / counts["rows"]
+            sums[f"index_loss/{layer}"] = loss.sum()
+            total = total + config.index_weight * loss.sum() / counts["rows"]
         for layer, found in trace.qualities.items():
-            losses.sums |= {f"{name}/{layer}": value.sum() for name, value in found._asdict().items()}
-        return losses
+            sums |= {f"{name}/{layer}": value.sum() for name, value in found._asdict().items()}
+        return Losses(total, sums, trace)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of -log p(target) over rows with a target; hidden [N, D], targets [N]. Logits are held a chunk at a time."""

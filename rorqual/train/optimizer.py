@@ -110,23 +110,22 @@ class Optimizer:
             group["lr"] = rate
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                if self.masters[name] is not parameter:
-                    parameter.copy_(self.masters[name])
+        self.round_masters()
+
+    @torch.no_grad()
+    def round_masters(self) -> None:
+        """Give every parameter the rounded copy of its master."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
 
     def gradients(self, indexers: bool) -> list[Tensor]:
         """The gradients of the indexers, or of everything else."""
         return [p.grad for name, p in self.masters.items() if p.grad is not None and is_indexer(name) == indexers]
 
     def state(self) -> dict[str, Tensor]:
-        """Moments, step counts and masters by name: the tensors themselves, to save from and to load into."""
-        tensors = {}
-        for name, master in self.masters.items():
-            tensors |= {f"{name}.{part}": value for part, value in self.adam.state[master].items()}
-            if master is not self.parameters[name]:
-                tensors[f"{name}.master"] = master.data
-        return tensors
+        """Moments and step counts by name: the tensors themselves, to save from and to load into."""
+        return {f"{name}.{part}": x for name, master in self.masters.items() for part, x in self.adam.state[master].items()}
 
     def _add_in_float32(self, name: str) -> torch.utils.hooks.RemovableHandle:
         master = self.masters[name]

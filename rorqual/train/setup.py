@@ -77,7 +77,7 @@ def step_inputs(loader: Loader, step: int, micro_rows: int | None, world: World)
     """This rank's micro-batches of a step, on its device."""
     batch = loader.batch(step, world.data_rank, world.data_size)
     parts = batch.split(micro_rows or len(batch.tokens))
-    return [Inputs.of(part.to(world.device)) for part in parts]
+    return [Inputs.of(part.to(world.device)).share(world) for part in parts]
 
 
 def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:
@@ -110,6 +110,7 @@ def begin(config: Any, place: Place, init: Path | None = None) -> None:
 def training_tensors(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
     """Everything that a resumed stage must find as it was, by name: the tensors themselves."""
     weights = {f"model.{name}": tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    weights |= {f"model.{name}": master.detach() for name, master in optimizer.masters.items()}
     return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()} | random_state()
 
 
