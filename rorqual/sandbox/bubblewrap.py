@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.sandbox import cgroup, seccomp, view
-from rorqual.sandbox.job import Job, Outcome, judge, memory_of_tree, rlimits
+from rorqual.sandbox.job import Job, Outcome, end, judge, memory_of_tree, rlimits
 from rorqual.sandbox.local import LocalSandbox
 from rorqual.sandbox.protocol import MEBIBYTE, Ended, Limits, Result, SandboxConfig, SandboxError, require_programs
 from rorqual.sandbox.uids import UidLease
@@ -172,6 +172,7 @@ class _Launched:
     def __init__(self, plan: Plan, limits: Limits, cancel: threading.Event | None):
         began = time.monotonic()
         self._limits = limits
+        self._ending, self._is_over = threading.Lock(), False
         self._init: int | None = None
         self._init_pid = 0
         self._sampled_bytes = 0
@@ -221,11 +222,14 @@ class _Launched:
 
     def kill(self) -> None:
         """Kill pid 1 of the sandbox: the kernel kills all others with it, and bubblewrap reports that it is gone."""
-        if self._init is None:
-            self.process.kill()
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        with self._ending:
+            if self._is_over:
+                return
+            if self._init is None:
+                end(self.process)
+                return
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
 
     def wait(self, stdin: bytes | None = b"", read_stdout: bool = True) -> Result:
         try:
@@ -233,10 +237,13 @@ class _Launched:
             os.set_blocking(self._status, False)
             return self._result(outcome, _read_available(self._status))
         finally:
-            self._job.close_streams() if read_stdout else None
-            os.close(self._status)
-            if self._init is not None:
-                os.close(self._init)
+            with self._ending:
+                self._is_over = True
+                os.close(self._status)
+                if self._init is not None:
+                    os.close(self._init)
+            if read_stdout:
+                self._job.close_streams()
             self._close_group()
 
     def _result(self, outcome: Outcome, status: bytes) -> Result:
@@ -291,8 +298,8 @@ def process_is_gone(pid: int) -> bool:
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     ends = os.pipe()
-    for end in ends:
-        stack.callback(os.close, end)
+    for fd in ends:
+        stack.callback(os.close, fd)
     return ends
 
 

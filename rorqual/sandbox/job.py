@@ -119,7 +119,7 @@ class Job:
         now = time.monotonic()
         if self._killed_at is not None:
             if now - self._killed_at > GRACE_S:
-                self.process.kill()
+                end(self.process)
             return
         if self.sample and (verdict := self.sample()):
             self._stop(verdict)
@@ -187,6 +187,13 @@ class Job:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a process that is not reaped yet. Popen's own kill may reap it, and its usage would be lost."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from rorqual.sandbox import view
-from rorqual.sandbox.job import Job, judge
+from rorqual.sandbox.job import Job, end, judge
 from rorqual.sandbox.local import LocalSandbox
 from rorqual.sandbox.protocol import MEBIBYTE, Ended, Limits, Result, SandboxConfig, SandboxError
 
@@ -27,8 +29,9 @@ ENGINES = ("docker", "podman")
 ANSWER_S = 60.0
 """How long the engine may take to answer; making a container may fetch its image."""
 USER = "1000:1000"
-# Run by the image's /bin/sh: a line on standard error that only the owner knows says that the command began.
-FIRST = 'printf "%s\\n" "$0" >&2; ulimit -c 0; ulimit -f "$1"; ulimit -n "$2"; shift 2; exec "$@"'
+# Run by the image's /bin/sh: a line on standard error that only the owner knows says that the command began, and in which
+# process group (the engine makes each exec the leader of one).
+FIRST = 'printf "%s %s\\n" "$0" "$$" >&2; ulimit -c 0; ulimit -f "$1"; ulimit -n "$2"; shift 2; exec "$@"'
 
 
 class OciSandbox(LocalSandbox):
@@ -85,11 +88,11 @@ class OciSandbox(LocalSandbox):
             str(limits.open_files),
             *command,
         ]
-        return _Exec(argv, mark, limits, self._kill_all, cancel)
+        return _Exec(argv, mark, limits, self._kill_group, cancel)
 
-    def _kill_all(self) -> None:
-        """Kill every process of the container but its first, which sleeps and which no signal from inside reaches."""
-        self._call("exec", self._name, "/bin/sh", "-c", "kill -9 -1")
+    def _kill_group(self, group: int) -> None:
+        """Kill what a command left in its group. What made a group of its own dies with the container."""
+        self._call("exec", self._name, "/bin/sh", "-c", 'kill -9 -- "-$1"', "sh", str(group))
 
     def _write(self, path: str, data: bytes | str | Path) -> None:
         archive = io.BytesIO()
@@ -138,35 +141,42 @@ class OciSandbox(LocalSandbox):
 class _Exec:
     """One command in the container, running."""
 
-    def __init__(self, argv: list[str], mark: str, limits: Limits, kill_all, cancel: threading.Event | None):
+    def __init__(
+        self,
+        argv: list[str],
+        mark: str,
+        limits: Limits,
+        kill_group: Callable[[int], None],
+        cancel: threading.Event | None,
+    ):
         began = time.monotonic()
-        self._mark, self._kill_all = (mark + "\n").encode(), kill_all
+        self._mark, self._kill_group = re.compile(re.escape(mark.encode()) + rb" (\d+)\n"), kill_group
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
         )
-        # The mark takes room of its own on standard error.
         self._job = Job(self.process, limits, self.kill, None, cancel, began)
 
     def kill(self) -> None:
-        with contextlib.suppress(SandboxError):
-            self._kill_all()
-        self.process.kill()
+        self._kill_rest()
+        end(self.process)
+
+    def _kill_rest(self) -> None:
+        if found := self._mark.search(self._job.outcome.stderr):
+            with contextlib.suppress(SandboxError):
+                self._kill_group(int(found[1]))
 
     def wait(self, stdin: bytes | None = b"", read_stdout: bool = True) -> Result:
         outcome = self._job.wait(stdin, read_stdout)
-        with contextlib.suppress(SandboxError):
-            self._kill_all()
+        self._kill_rest()
         if read_stdout:
             self._job.close_streams()
-        before, is_started, after = bytes(outcome.stderr).partition(self._mark)
-        outcome.stderr = bytearray(before + after)
-        result = judge(outcome, bool(is_started), outcome.exit_code in (126, 127), 0, None)
+        is_started = self._mark.search(outcome.stderr) is not None
+        outcome.stderr = bytearray(self._mark.sub(b"", bytes(outcome.stderr), count=1))
+        result = judge(outcome, is_started, outcome.exit_code in (126, 127), 0, None)
         if result.ended is Ended.SPAWN_FAILED and not is_started:
             return Result(Ended.UNAVAILABLE, None, detail=result.detail, wall_s=result.wall_s)
         # The engine's client tells nothing of what its container used.
-        return Result(
-            result.ended, result.exit_code, result.stdout_bytes, result.stderr_bytes, result.wall_s, None, None, result.detail
-        )
+        return replace(result, cpu_s=None, peak_memory_bytes=None)
 
 
 def find_engine(name: str | None) -> str:

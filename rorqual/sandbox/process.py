@@ -128,6 +128,7 @@ class _Supervised:
         self._limits, self._root, self._disk_bytes = limits, root, disk_mb * MEBIBYTE
         self._group = cgroup.open_group(limits)
         self._sampled_bytes, self._next_look = 0, 0.0
+        self._ending = threading.Lock()
         self._status, status_in = os.pipe()
         lifeline, self._lifeline = os.pipe()
         read, write = os.pipe()
@@ -158,9 +159,10 @@ class _Supervised:
 
     def kill(self) -> None:
         """Close the lifeline: the supervisor kills the command and all its descendants."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        with self._ending:
+            if self._lifeline >= 0:
+                os.close(self._lifeline)
+                self._lifeline = -1
 
     def wait(self, stdin: bytes | None = b"", read_stdout: bool = True) -> Result:
         try:
