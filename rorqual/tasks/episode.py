@@ -95,7 +95,7 @@ class WorldEpisode:
     def __init__(self, task: Task, world: World, isolation: str = "bwrap", session: WorldSession | None = None):
         self.task = task
         self._owns_session = session is None
-        self.session = session or WorldSession(world, isolation, tuple(task.payload.get("added_tools", ())))
+        self.session = session or WorldSession(world, isolation)
         self.calls: list[ToolCall] = []
         self._answer: str | None = None
         self._is_submitted = False
@@ -106,6 +106,7 @@ class WorldEpisode:
         return self._is_submitted or len(self.calls) >= self.task.max_calls
 
     def reset(self) -> Opening:
+        self.session.prepare(self.task)
         self.session.reset()
         self.calls, self._answer, self._is_submitted = [], None, False
         return Opening(self.task.messages, self.task.tools)

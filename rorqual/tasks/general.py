@@ -18,7 +18,8 @@ def validate_general(task: Task, world: World | None, isolation: str) -> list[Ga
     """Doing nothing fails, the solution passes, and a reset gives the initial bytes back."""
     if world is None:
         raise TaskError(f"task {task.id}: its world {task.world} is missing from the store")
-    with WorldSession(world, isolation, tuple(task.payload.get("added_tools", ()))) as session:
+    with WorldSession(world, isolation) as session:
+        session.prepare(task)
         session.reset()
         before = session.digest()
         idle = session.verify(task, [], None)

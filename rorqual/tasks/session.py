@@ -4,7 +4,8 @@ The payload of a world of tables:
 
     schema: CREATE TABLE statements; rows: table -> rows; keys: table -> its key column; source: the tools, as Python
 
-A task adds: solution and verifier (Python), and where the world's tools did not suffice, added_tools (Python).
+A task adds: solution and verifier (Python); where the world's tools did not suffice, added_tools (a list of Python sources, a
+function of the same name replaces the world's); and added_rows, which only this task's initial state has.
 """
 
 from __future__ import annotations
@@ -74,10 +75,21 @@ class WorldSession:
 
     world: World
     isolation: str = "bwrap"
-    added_tools: tuple[str, ...] = ()
     timeout_s: float = 10.0
     _boxes: dict[str, Box] = field(default_factory=dict)
     _tools: tuple[dict[str, Any], ...] = ()
+    _added_tools: tuple[str, ...] = ()
+    _added_rows: dict[str, list[list[Any]]] = field(default_factory=dict)
+
+    def prepare(self, task: Task) -> None:
+        """Make the initial state and the tools those of this task."""
+        tools, rows = tuple(task.payload.get("added_tools", ())), task.payload.get("added_rows", {})
+        if (tools, rows) != (self._added_tools, self._added_rows):
+            self._added_tools, self._added_rows = tools, rows
+            if "host" in self._boxes:
+                self._load_host()
+            if "judge" in self._boxes:
+                self._load_judge()
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:
@@ -123,12 +135,15 @@ class WorldSession:
             return invalid(f"verifier: {reply['invalid']}")
         return failed(*reply["reasons"]) if reply["reasons"] else passed()
 
-    def solve(self, source: str) -> Solved:
-        """Run a solution function from the initial state in a process without the database; its calls go through here."""
+    def solve(self, source: str, without: str = "") -> Solved:
+        """Run a solution function from the initial state in a process without the database; its calls go through here.
+
+        without: the name of a tool that is taken away.
+        """
         calls: list[ToolCall] = []
 
         def call(name: str, arguments: dict[str, Any]) -> Any:
-            calls.append(self.call(name, arguments))
+            calls.append(ToolCall(name, arguments, '{"error": "unknown_tool"}') if name == without else self.call(name, arguments))
             return _parsed(calls[-1].observation)
 
         self.reset()
@@ -152,18 +167,24 @@ class WorldSession:
     def _host(self) -> Box:
         if "host" not in self._boxes:
             self._boxes["host"] = open_host(self.isolation)
-            payload = self.world.payload
-            request = {"op": "load", "source": [payload["source"], *self.added_tools]}
-            request |= {name: payload[name] for name in ("schema", "rows", "keys")}
-            self._tools = tuple(self._ask("host", request)["tools"])
+            self._load_host()
         return self._boxes["host"]
+
+    def _load_host(self) -> None:
+        payload = self.world.payload
+        rows = {table: [*payload["rows"].get(table, ()), *self._added_rows.get(table, ())] for table in payload["rows"]}
+        request = {"op": "load", "schema": payload["schema"], "rows": rows, "keys": payload["keys"]}
+        self._tools = tuple(self._ask("host", {**request, "source": [payload["source"], *self._added_tools]})["tools"])
 
     def _judge(self) -> Box:
         if "judge" not in self._boxes:
             self._boxes["judge"] = open_judge(self.isolation)
-            rows = self._ask("host", {"op": "rows"})["rows"]
-            self._ask("judge", {"op": "load", "rows": rows, "keys": self.world.payload["keys"]})
+            self._load_judge()
         return self._boxes["judge"]
+
+    def _load_judge(self) -> None:
+        rows = self._ask("host", {"op": "rows"})["rows"]
+        self._ask("judge", {"op": "load", "rows": rows, "keys": self.world.payload["keys"]})
 
     def _box(self, name: str) -> Box:
         if name == "host":

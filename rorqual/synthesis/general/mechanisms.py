@@ -52,7 +52,7 @@ BOOKING = Mechanism(
             "slot",
             (
                 ref("site"),
-                day("starts"),
+                day("start_date"),
                 number("capacity", 4, 12),
                 number("taken", 0, 0),
                 number("price", 12, 240),
@@ -137,7 +137,7 @@ STOCK = Mechanism(
             (
                 ref("site"),
                 ref("item"),
-                number("opening", 10, 60),
+                number("opening_stock", 10, 60),
                 number("on_hand", 0, 0),
                 number("reorder_at", 8, 40),
                 number("counted", 5, 70),
@@ -148,7 +148,7 @@ STOCK = Mechanism(
         ),
         Table(
             "movement",
-            (ref("shelf"), number("quantity", -6, 12), choice("reason", "receipt", "issue", "correction"), day("made_on")),
+            (ref("shelf"), number("quantity", -6, 12), choice("reason", "receipt", "issue", "correction"), day("entry_date")),
             (16, 30),
             ("movement", "stock_entry"),
         ),
@@ -159,7 +159,7 @@ STOCK = Mechanism(
             "receive {quantity} units into {shelf}",
             (thing("shelf"), amount("quantity", 2, 20)),
             inserts=(
-                Insert("movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "receipt", "made_on": ""}),
+                Insert("movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "receipt", "entry_date": ""}),
             ),
             adjusts=(Adjust("shelf", "on_hand", Arg("quantity")),),
             verbs=("restock", "take_in"),
@@ -169,13 +169,13 @@ STOCK = Mechanism(
             "post a correction of {quantity} to {shelf}",
             (thing("shelf"), amount("quantity", -60, 60)),
             inserts=(
-                Insert("movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "correction", "made_on": ""}),
+                Insert("movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "correction", "entry_date": ""}),
             ),
             adjusts=(Adjust("shelf", "on_hand", Arg("quantity")),),
             verbs=("adjust_stock",),
         ),
     ),
-    derived=(Derived("shelf", "on_hand", "movement", "shelf", base="opening", value="quantity"),),
+    derived=(Derived("shelf", "on_hand", "movement", "shelf", base="opening_stock", value="quantity"),),
     options={
         "level": {"columns": {"shelf": (number("rack", 1, 9),)}},
         "threshold": {
@@ -204,7 +204,7 @@ ORDERS = Mechanism(
                 ref("item"),
                 number("quantity", 1, 9),
                 number("unit_price", 5, 90),
-                day("placed_on"),
+                day("order_date"),
                 choice("status", "placed", "shipped", "delivered", "cancelled", "returned"),
             ),
             (20, 34),
@@ -261,7 +261,7 @@ LEDGER = Mechanism(
             (
                 ref("party"),
                 choice("currency", "EUR", "USD", "JPY"),
-                number("opening", 100, 900),
+                number("opening_balance", 100, 900),
                 number("balance", 0, 0),
                 number("floor", 0, 80),
                 choice("status", "active", "active", "frozen"),
@@ -294,7 +294,7 @@ LEDGER = Mechanism(
             verbs=("suspend_account",),
         ),
     ),
-    derived=(Derived("account", "balance", "entry", "account", base="opening", value="amount"),),
+    derived=(Derived("account", "balance", "entry", "account", base="opening_balance", value="amount"),),
     options={
         "thawing": {
             "actions": (
@@ -320,7 +320,7 @@ LEDGER = Mechanism(
             )
         },
     },
-    clauses=(Clause("deposit", Atom("account.floor", "<=", 60)), Clause("freeze", Atom("account.opening", "<=", 800))),
+    clauses=(Clause("deposit", Atom("account.floor", "<=", 60)), Clause("freeze", Atom("account.opening_balance", "<=", 800))),
 )
 
 TICKETS = Mechanism(
@@ -339,7 +339,7 @@ TICKETS = Mechanism(
                 ref("item"),
                 ref("desk", null_in=("new",)),
                 number("severity", 1, 9),
-                day("opened"),
+                day("opening_date"),
                 choice("status", "assigned", "assigned", "new", "new", "resolved", "closed"),
             ),
             (20, 34),
@@ -403,7 +403,7 @@ ENROLMENT = Mechanism(
     tables=(
         Table(
             "course",
-            (ref("item"), number("places", 6, 14), number("enrolled", 0, 0), number("credits", 1, 12), day("starts")),
+            (ref("item"), number("places", 6, 14), number("enrolled", 0, 0), number("credits", 1, 12), day("start_date")),
             (14, 22),
             ("course", "module", "training"),
         ),
@@ -468,7 +468,7 @@ ROUTES = Mechanism(
         ),
         Table(
             "consignment",
-            (ref("party"), ref("at", "site"), number("weight", 1, 80), choice("status", "waiting", "held", "waiting")),
+            (ref("party"), ref("location", "site"), number("weight", 1, 80), choice("status", "waiting", "held", "waiting")),
             (12, 18),
             ("consignment", "shipment", "parcel"),
         ),
@@ -481,9 +481,9 @@ ROUTES = Mechanism(
             (thing("consignment"), thing("leg")),
             guards=(
                 Guard(Atom("consignment.status", "==", "waiting"), "held"),
-                same("leg.origin", "consignment.at", "wrong_place"),
+                same("leg.origin", "consignment.location", "wrong_place"),
             ),
-            puts=(Put("consignment", "at", Arg("leg.destination")),),
+            puts=(Put("consignment", "location", Arg("leg.destination")),),
             inserts=(Insert("hop", {"consignment": Arg("consignment"), "leg": Arg("leg")}),),
             verbs=("forward_over", "dispatch_leg"),
             is_bulk=False,
@@ -511,7 +511,7 @@ ROUTES = Mechanism(
         "carrier": {"columns": {"leg": (choice("carrier", "rail", "road", "air", "sea"),)}},
     },
     clauses=(Clause("hold", Atom("consignment.weight", ">=", 10)),),
-    plans=(Path("send", "consignment", "leg", "leg", "origin", "destination", "at", ("cost", "minutes")),),
+    plans=(Path("send", "consignment", "leg", "leg", "origin", "destination", "location", ("cost", "minutes")),),
 )
 
 APPROVAL = Mechanism(
@@ -529,7 +529,7 @@ APPROVAL = Mechanism(
             (
                 ref("party"),
                 number("amount", 40, 800),
-                day("filed"),
+                day("filing_date"),
                 ref("approver", null_in=("submitted",)),
                 choice("status", "submitted", "submitted", "approved", "rejected"),
             ),

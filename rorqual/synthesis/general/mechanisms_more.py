@@ -43,7 +43,7 @@ QUOTA = Mechanism(
             ("grant", "entitlement", "allotment"),
             is_distinct=("party", "item"),
         ),
-        Table("usage", (ref("grant"), number("units", 1, 12), day("used_on")), (16, 28), ("usage", "usage_record")),
+        Table("usage", (ref("grant"), number("units", 1, 12), day("usage_date")), (16, 28), ("usage", "usage_record")),
     ),
     actions=(
         Action(
@@ -54,7 +54,7 @@ QUOTA = Mechanism(
                 Guard(Atom("grant.status", "==", "live"), "revoked"),
                 at_least("grant.allowance", "grant.used", "units", "exhausted"),
             ),
-            inserts=(Insert("usage", {"grant": Arg("grant"), "units": Arg("units"), "used_on": ""}),),
+            inserts=(Insert("usage", {"grant": Arg("grant"), "units": Arg("units"), "usage_date": ""}),),
             adjusts=(Adjust("grant", "used", Arg("units")),),
             verbs=("draw_units",),
         ),
@@ -246,7 +246,7 @@ MODERATION = Mechanism(
                 ref("party"),
                 ref("item"),
                 number("flags", 0, 40),
-                day("posted"),
+                day("posting_date"),
                 choice("status", "visible", "visible", "hidden", "removed"),
             ),
             (20, 34),
@@ -372,7 +372,7 @@ ROSTER = Mechanism(
     tables=(
         Table(
             "shift",
-            (ref("site"), day("on_day"), number("needed", 3, 8), number("filled", 0, 0), number("pay", 60, 260)),
+            (ref("site"), day("shift_date"), number("needed", 3, 8), number("filled", 0, 0), number("pay", 60, 260)),
             (18, 28),
             ("shift", "watch", "duty"),
         ),
@@ -429,7 +429,7 @@ LOANS = Mechanism(
         ),
         Table(
             "loan",
-            (ref("title"), ref("party"), day("due"), number("renewals", 0, 9), choice("status", "open", "open", "returned")),
+            (ref("title"), ref("party"), day("due_date"), number("renewals", 0, 9), choice("status", "open", "open", "returned")),
             (16, 26),
             ("loan", "lending"),
         ),
@@ -440,7 +440,7 @@ LOANS = Mechanism(
             "lend {title} to {party}",
             (thing("title"), thing("party")),
             guards=(Guard(Atom("title.lent", "<", Arg("title.copies")), "all_out"),),
-            inserts=(Insert("loan", {"title": Arg("title"), "party": Arg("party"), "due": "", "renewals": 0, "status": "open"}),),
+            inserts=(Insert("loan", {"title": Arg("title"), "party": Arg("party"), "due_date": "", "renewals": 0, "status": "open"}),),
             adjusts=(Adjust("title", "lent", 1),),
             verbs=("issue_loan",),
         ),
@@ -467,7 +467,7 @@ LOANS = Mechanism(
                 ),
             )
         },
-        "fee": {"columns": {"loan": (number("fee", 0, 60),)}},
+        "fee": {"columns": {"title": (number("fee", 0, 60),)}},
     },
     clauses=(Clause("lend", Atom("title.condition", ">=", 4)), Clause("take_return", Atom("loan.renewals", "<=", 7))),
 )
