@@ -17,9 +17,18 @@ _SPACES = re.compile(_SPACE)
 _RUN = re.compile(r"[-+.0-9A-Za-z]*+")
 _SCALAR = re.compile(rf"{_NUMBER}|true|false|null")
 _PARTIAL_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
-# Whole runs of leaves at the speed of the regex engine; the loop below sees to the rest.
-_ITEMS = re.compile(rf"(?:{_SPACE}{_LEAF}{_SPACE},)++")
-_MEMBERS = re.compile(rf'(?:{_SPACE}"{_STRING_BODY}"{_SPACE}:{_SPACE}{_LEAF}{_SPACE},)++')
+
+
+def _node(inner: str) -> str:
+    """A leaf, or an array or object whose members are `inner`."""
+    item, member = rf"{_SPACE}{inner}{_SPACE}", rf'{_SPACE}"{_STRING_BODY}"{_SPACE}:{_SPACE}{inner}{_SPACE}'
+    return rf"(?:{_LEAF}|\[(?:{item}(?:,{item})*+|{_SPACE})\]|\{{(?:{member}(?:,{member})*+|{_SPACE})\}})"
+
+
+# Runs of complete members, two levels deep, at the speed of the regex engine; the loop below sees to the rest.
+_NODE = _node(_node(_LEAF))
+_ITEMS = re.compile(rf"(?:{_SPACE}{_NODE}{_SPACE},)++")
+_MEMBERS = re.compile(rf'(?:{_SPACE}"{_STRING_BODY}"{_SPACE}:{_SPACE}{_NODE}{_SPACE},)++')
 
 VALUE, FIRST_ITEM, FIRST_KEY, KEY, COLON, AFTER, DONE = range(7)
 
@@ -43,13 +52,21 @@ class JsonStream:
         """The further text that is now known to begin valid JSON; never a part of an escape, a number or a literal."""
         if self.has_failed:
             return ""
+        if self._in_string and not self._pending and _BODY.fullmatch(text):
+            self.accepted += len(text)
+            return text
         text = self._pending + text
         end = self._advance(text)
         self._pending = text[end:]
         self.accepted += end
         if len(self._pending) > MAX_SCALAR:
             self.has_failed = True
-        return text[:end]
+        return text[:end].rstrip(" \t\n\r") if self.is_complete else text[:end]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the value has ended; white space may follow, which `feed` leaves out."""
+        return self._expected == DONE and not self._in_string
 
     def finish(self) -> str:
         """The rest, if the value is complete; else `has_failed`."""
@@ -58,7 +75,7 @@ class JsonStream:
             self._pending, self._expected = "", DONE
             self.accepted += len(rest)
             return rest
-        self.has_failed = self.has_failed or bool(rest) or self._expected != DONE or self._in_string
+        self.has_failed = self.has_failed or bool(rest) or not self.is_complete
         return ""
 
     def _advance(self, text: str) -> int:

@@ -86,7 +86,7 @@ def typed(text: str, types: frozenset[str], string: bool | None) -> tuple[str, b
         stripped = text.strip()
         plain = _LITERALS.get(stripped, stripped)
         if is_json(plain):
-            return (text if plain == text.strip() else plain), types != ALL_TYPES or plain != stripped
+            return plain, types != ALL_TYPES or plain != stripped
     return json.dumps(text, ensure_ascii=False), True
 
 
@@ -96,7 +96,7 @@ def is_json(text: str) -> bool:
 
 def _as_accepted(text: str, types: frozenset[str], string: bool | None) -> str | None:
     if types == ALL_TYPES:
-        return json.dumps(text, ensure_ascii=False) if string else (text if string is False and is_json(text) else None)
+        return json.dumps(text, ensure_ascii=False) if string else (text.strip() if string is False and is_json(text) else None)
     stripped = text.strip()
     if "null" in types and stripped in ("null", "None"):
         return "null"
@@ -134,7 +134,7 @@ def _as_string(text: str, types: frozenset[str]) -> str | None:
     if "string" not in types:
         return None
     is_quoted = isinstance(_loads(text), str)
-    return text if is_quoted else json.dumps(text, ensure_ascii=False)
+    return text.strip() if is_quoted else json.dumps(text, ensure_ascii=False)
 
 
 _BROKEN = object()

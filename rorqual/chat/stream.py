@@ -15,7 +15,7 @@ from rorqual.chat.errors import ChatError
 from rorqual.chat.markers import CLOSE, DSML, OPEN, SPECIAL_TOKENS, STRUCTURE_PATTERN, partial_suffix
 from rorqual.chat.schema import Schemas
 from rorqual.chat.strict import StrictMachine
-from rorqual.chat.tolerant import TolerantMachine
+from rorqual.chat.tolerant import JSON, TolerantMachine
 
 Mode = Literal["tolerant", "strict"]
 
@@ -67,7 +67,10 @@ class StreamParser:
         if direct and text and "<" not in text and "｜" not in text and not self._held and text[-1] != "\n" and not is_special:
             if direct == ARGUMENTS:
                 return [Delta(ARGUMENTS, encode_basestring(text)[1:-1], machine.index)]
-            return [Delta(direct, text)]
+            if direct != JSON:
+                return [Delta(direct, text)]
+            machine.json_text(text)
+            return self._taken()
         if not text:
             return []
         if is_special is None:

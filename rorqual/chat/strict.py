@@ -51,6 +51,10 @@ class StrictMachine:
         else:
             self._content(text)
 
+    def json_text(self, text: str) -> None:
+        """Never called: no arguments flow before the end."""
+        raise NotImplementedError
+
     def mark(self, marker: str, cuts_marker: bool = False) -> None:
         if self.is_done:
             self._after_end(marker)

@@ -19,6 +19,7 @@ HEAD = LONGEST
 """Characters of JSON that are looked at before any is given out: text that fails within them becomes a string."""
 HOLD_LIMIT = 1 << 20
 """Characters of a value that is kept whole for its type; a longer one is a string."""
+JSON_SPACE = " \t\n\r"
 MAX_REPAIRS = 1000
 SHOWN = 200
 
@@ -160,6 +161,8 @@ class TolerantMachine:
             self._go(self._state)
         elif self._state == STRING:
             self._set_string_direct()
+        elif self._state == JSON and self._has_given_head and not self._is_muted:
+            self.direct = JSON
 
     def _opening(self, header: Header) -> bool:
         """Act on an opening tag; False where it means nothing here."""
@@ -309,7 +312,7 @@ class TolerantMachine:
             return fresh
         self._has_given_head = True
         head, self._head = self._head[: self._value.accepted], ""
-        return head
+        return head.strip(JSON_SPACE) if self._value.is_complete else head.lstrip(JSON_SPACE)
 
     def _end_body(self) -> None:
         rest = self._value.finish()
@@ -379,9 +382,19 @@ class TolerantMachine:
         elif self._value.accepted >= HEAD:
             self._emit_json(fresh)
 
+    def json_text(self, text: str) -> None:
+        """`text` for the state whose `direct` is JSON: arguments that flow already."""
+        fresh = self._value.feed(text)
+        if self._value.has_failed:
+            self.direct = ""
+            self._on_bad_json()
+        elif fresh:
+            self.out.append(Delta(ARGUMENTS, unescape_markers(fresh), self.index))
+
     def _emit_json(self, fresh: str) -> None:
         prefix = "" if self._has_given_head else self._prefix()
         self._emit(prefix + unescape_markers(self._head_or(fresh)))
+        self.direct = "" if self._is_muted else JSON
 
     def _on_bad_json(self) -> None:
         """Before anything was given out the value can still become a string; after it, the call is lost."""
