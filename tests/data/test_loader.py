@@ -27,7 +27,7 @@ def some_documents(lengths: list[int]) -> Documents:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe(sample_text(np.random.default_rng(0), 500), 1000, SPECIAL_TOKENS)
+    return train_bpe(sample_text(np.random.default_rng(0), 500), 900, SPECIAL_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_recall_answers_are_the_facts_values(vocabulary):
 
 
 def test_words_of_recall_documents_become_single_tokens(vocabulary):
-    assert len(vocabulary.keys) >= 90 and {len(w) for w in (*vocabulary.keys, *vocabulary.values)} == {1}
+    assert len(vocabulary.keys) >= 80 and {len(w) for w in (*vocabulary.keys, *vocabulary.values)} == {1}
     assert not set(vocabulary.keys) & set(vocabulary.values)
 
 
