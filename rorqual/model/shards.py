@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import os
@@ -186,8 +187,7 @@ def whole_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterato
     """A directory to fill, that becomes `path` when the block ends well, and vanishes when it raises or is terminated.
 
     What stood at `path` (an empty directory, or with overwrite a checkpoint) stands there until then. Where the process is
-    killed outright, `path` is untouched, and the next writer to it removes what the dead one left; a kill between the two
-    renames that replace an older checkpoint leaves it beside as `.NAME.PID.replaced`.
+    killed outright, `path` is untouched, and the next writer to it removes what the dead one left.
     """
     path = Path(os.path.abspath(path))
     require_free(path, overwrite)
@@ -251,11 +251,19 @@ def _sync(directory: Path) -> None:
 
 
 def _put(partial: Path, path: Path) -> None:
-    old = path.parent / f".{path.name}.{os.getpid()}.replaced"
     if path.exists() and any(path.iterdir()):
-        os.rename(path, old)
-    os.rename(partial, path)
-    shutil.rmtree(old, ignore_errors=True)
+        _exchange(partial, path)  # what was replaced now has the name of the partial, and goes with it
+    else:
+        os.rename(partial, path)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two paths in one step (Linux's renameat2), so that at no moment there is none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) != 0:
+        code = ctypes.get_errno()
+        raise UserError(f"{b}: can't be replaced in one step here ({os.strerror(code)}); write to another path, then move it")
 
 
 def torch_dtype(name: str) -> torch.dtype | None:

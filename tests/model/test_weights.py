@@ -77,6 +77,27 @@ def test_what_we_write_opens_in_transformers(tmp_path: Path, kind: str, layout: 
     torch.testing.assert_close(peer(input_ids=tokens).logits, model(tokens), rtol=0, atol=1e-4)
 
 
+EVEN: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 384, "moe_intermediate_size": 128, "kv_lora_rank": 128, "q_lora_rank": 128,
+    "qk_rope_head_dim": 128, "qk_nope_head_dim": 32, "v_head_dim": 32, "vocab_size": 131,
+}  # fmt: skip
+"""Multiples of 128: transformers dequantises no edge blocks on a CPU."""
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@torch.no_grad()
+def test_transformers_dequantises_our_fp8_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    index = {**FIELDS[kind], "index_head_dim": 128} if FIELDS[kind] else {}
+    save_model(same_weights(random_peer(kind, {**PEER, **EVEN, **index})), tmp_path / "m", "fp8")
+    peer, info = getattr(transformers, CLASSES[kind][1]).from_pretrained(
+        tmp_path / "m", attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same_weights(load_model(tmp_path / "m", "float32"), same_weights(peer.float()))
+
+
 def _with_mtp(model: Transformer) -> Transformer:
     """The same main model beside a random MTP layer."""
     import dataclasses
