@@ -8,8 +8,9 @@ from rorqual.chat.messages import with_tools
 from rorqual.chat.parser import parse, parse_tokens, parse_with_repairs
 from rorqual.chat.spans import Source, Span
 from rorqual.chat.stream import StreamParser
+from rorqual.chat.template import chat_template
 from rorqual.chat.tokenizer import Detokenizer, Piece, Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "ChatError", "Delta", "Detokenizer", "EncodedChat", "MessageBuilder", "Piece", "Repair"]
 __all__ += ["Source", "Span", "StreamParser", "Tokenizer", "encode", "encode_spans", "encode_tokens", "encode_with_sources"]
-__all__ += ["new_id", "no_id", "parse", "parse_tokens", "parse_with_repairs", "to_openai", "with_tools"]
+__all__ += ["chat_template", "new_id", "no_id", "parse", "parse_tokens", "parse_with_repairs", "to_openai", "with_tools"]
