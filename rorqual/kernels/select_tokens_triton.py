@@ -1,13 +1,14 @@
 """Index scores and exact top-k selection in Triton, on any GPU that Triton serves; bfloat16, float16, float32 and FP8.
 
-Scores of some rows are written to a buffer of bounded size (SCORE_BYTES, whatever T and S), and each row's selection is made by
-one program that holds the row in registers. Rows wider than WIDEST are selected in segments whose choices are then selected
-from again: the order (score, then lowest position) is total, so the set is the same under every tiling and launch shape.
+Scores of some rows are written to a buffer of bounded size (SCORE_BYTES, whatever T and S), and each row is selected from by one
+program. A long row is first filtered: a threshold that a few more than `topk` scores should reach is read off a sample of
+the row, and those that reach it are listed in order; the exact selection then holds the list in registers. Where the sample
+misled (too many or too few reach it) the row itself is searched, so the set never depends on the sample, the tiling or the launch.
 
-The search for the threshold is over float32 values as ordered integers: it narrows a bracket by counting, two probes a pass, with
-probes placed by the row's mean and deviation and then by interpolation, and ends when exactly `topk` values lie above a probe or
-the bracket is one value wide (ties). Every third step shrinks the bracket to values that occur and halves the integers, so the
-number of passes is bounded whatever the distribution.
+The exact search is over float32 values as ordered integers. It narrows a bracket by counting, two probes a pass, and ends when
+exactly `topk` values lie above a probe or the bracket is one value wide (ties). Probes are placed by the mean and deviation, then
+by interpolation; every third step shrinks the bracket to values that occur and the next halves the integers, so the number of
+passes is bounded whatever the distribution.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch import Tensor
 from rorqual.kernels.selection import row_ranges, select_tokens_plain
 
 SCORE_BYTES = 256 << 20
-"""Scores held at once."""
+"""Scores and lists held at once."""
 ABSENT = tl.constexpr(-2147483648)
 """The ordered integer of no score: below that of every float32."""
-WIDEST = 32768
-"""Scores of one program's registers: 32 for each of 1,024 threads."""
+DIRECT = 4096
+"""A row of at most so many scores is held in registers as it is."""
 FP8 = torch.float8_e4m3fn
 SUPPORTED = (torch.bfloat16, torch.float16, torch.float32, FP8)
 
@@ -93,13 +94,13 @@ def _select(
     indices = torch.full((T, topk), -1, dtype=torch.int32, device=q.device)
     scores = torch.full((T, topk), -torch.inf, device=q.device) if return_scores else None
     stride = triton.cdiv(keys.S, 16) * 16 + 16  # aligned reads may run past the last key
-    chunk = max(1, min(T, SCORE_BYTES // (4 * stride))) if keys.S else 0
+    chunk = max(1, min(T, SCORE_BYTES // (4 * stride + 8 * list_length(topk)))) if keys.S else 0
     buffer = torch.empty(chunk, stride, dtype=torch.float32, device=q.device)
     for first in range(0, T if keys.S else 0, max(chunk, 1)):
         rows = slice(first, min(first + chunk, T))
         tile = buffer[: rows.stop - first]
         write_scores(q[rows], keys, w[rows], starts[rows], ends[rows], tile, first)
-        select_rows(tile, topk, starts[rows], ends[rows], indices[rows], None if scores is None else scores[rows])
+        select_rows(tile[:, : keys.S], topk, starts[rows], ends[rows], indices[rows], None if scores is None else scores[rows])
     return indices if scores is None else (indices, scores)
 
 
@@ -169,36 +170,40 @@ def score_kernel(
             tl.store(OUT + t.to(tl.int64)[None, :] * stride + s[:, None], x, mask=(s < high)[:, None] & (t < T)[None, :])
 
 
+def list_length(topk: int) -> int:
+    """Places of a row's list: twice topk, a power of two."""
+    return max(1024, triton.next_power_of_2(2 * topk))
+
+
 def select_rows(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, indices: Tensor, chosen: Tensor | None) -> None:
-    """The topk best of each row of scores in [starts, ends): fills indices (all -1 before) and, if given, chosen scores."""
+    """The topk best of each row of scores in [starts, ends): fills indices (all -1 before) and, if given, chosen scores.
+
+    scores [t, S], rows 16 bytes apart or a multiple of it, at least S rounded up to 4 scores.
+    """
     t, S = scores.shape
-    width = min(WIDEST, triton.next_power_of_2(max(S, topk)))
-    segments = triton.cdiv(S, width)
-    outputs = (indices, chosen) if segments == 1 else _candidates(t, segments, topk, scores.device)
-    _select_segments(scores, scores, starts, ends, outputs, topk, width, segments, False)
-    while segments > 1:
-        positions, values = (part.view(t, -1) for part in outputs)
-        count = positions.shape[1]
-        width = min(max(WIDEST, 2 * triton.next_power_of_2(topk)), triton.next_power_of_2(count))
-        segments = triton.cdiv(count, width)
-        outputs = (indices, chosen) if segments == 1 else _candidates(t, segments, topk, scores.device)
-        _select_segments(values, positions, starts, ends, outputs, topk, width, segments, True)
-
-
-def _candidates(t: int, segments: int, topk: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    shape = (t, segments, topk)
-    return torch.full(shape, -1, dtype=torch.int32, device=device), torch.empty(shape, dtype=torch.float32, device=device)
-
-
-def _select_segments(
-    scores: Tensor, positions: Tensor, starts: Tensor, ends: Tensor, outputs: tuple[Tensor, Tensor | None], topk: int, width: int,
-    segments: int, listed: bool,
-) -> None:  # fmt: skip
-    indices, chosen = outputs
-    select_kernel[(segments, len(scores))](
-        scores, positions, starts, ends, indices, indices if chosen is None else chosen, scores.shape[1], scores.stride(0), topk,
-        N=width, LISTED=listed, SCORES=chosen is not None, num_warps=max(4, min(32, width // 1024)),
+    length = triton.next_power_of_2(S) if max(DIRECT, topk) >= S else list_length(topk)
+    listed = length < S
+    positions, values, found = _filtered(scores, topk, starts, ends, length) if listed else (scores, scores, starts)
+    select_kernel[(t,)](
+        scores, positions, values, found, starts, ends, indices, indices if chosen is None else chosen, scores.stride(0), topk,
+        N=length, LISTED=listed, SCORES=chosen is not None, num_warps=max(4, min(32, length // 1024)),
     )  # fmt: skip
+
+
+def _filtered(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists of the scores of each row that reach a sampled threshold: positions and values [t, length], and (t, 3):
+
+    the threshold as an ordered integer, how many reach it, how many exceed it.
+    """
+    t, S = scores.shape
+    positions = torch.empty(t, length, dtype=torch.int32, device=scores.device)
+    values = torch.empty(t, length, dtype=torch.float32, device=scores.device)
+    found = torch.empty(t, 3, dtype=torch.int32, device=scores.device)
+    sample = max(1024, min(8192, triton.next_power_of_2(S) // 16))
+    filter_kernel[(t,)](
+        scores, starts, ends, positions, values, found, scores.stride(0), topk, LENGTH=length, SAMPLE=sample, N=4096, num_warps=4
+    )
+    return positions, values, found
 
 
 @triton.jit
@@ -212,8 +217,14 @@ def _ordered(x):
 @triton.jit
 def _value(key):
     """The float32 of an ordered integer."""
-    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.int32)
+    bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _middle(a, b):
+    """(a + b) / 2 of two int32, rounded down, without overflow."""
+    return (a >> 1) + (b >> 1) + (a & b & 1)
 
 
 @triton.jit
@@ -226,14 +237,11 @@ def _quantile(upper):
 
 
 @triton.jit
-def _between(rank, low, high, above_low, above_high):
-    """Where, between the values of two ordered integers, about `rank` values lie above: the ordered integer of that place."""
+def _between(rank, low, high, most, least):
+    """Where, between the values of low and high - 1, about `rank` values lie above, if most do above low and least above high."""
     a, b = _value(low), _value(high - 1)
-    most, least = above_low.to(tl.float32), tl.maximum(above_high.to(tl.float32), 0.5)
     rank = tl.maximum(tl.minimum(rank, most - 0.5), least)
-    curved = (tl.log(most) - tl.log(rank)) / (tl.log(most) - tl.log(least))
-    share = tl.where(most > 2 * least, curved, (most - rank) / tl.maximum(most - least, 1.0))
-    return _ordered(a + (b - a) * share).to(tl.int64)
+    return _ordered(a + (b - a) * ((most - rank) / tl.maximum(most - least, 1.0)))
 
 
 @triton.jit
@@ -241,84 +249,177 @@ def _threshold(key, count, topk):
     """The ordered integers low < high where at least topk keys are >= low and fewer than topk are >= high.
 
     Either exactly topk keys are >= low, or high = low + 1: then low itself is tied. Also the number of keys >= high.
+    key [N], ABSENT where there is no score; count > topk of them are present, at most 32,768.
     """
     there = key != ABSENT
-    low = tl.min(tl.where(there, key, 2147483647), 0).to(tl.int64)
-    high = tl.max(key, 0).to(tl.int64) + 1
+    low = tl.min(tl.where(there, key, 2147483647), 0)
+    high = tl.max(key, 0) + 1
     above_low, above_high = count, count * 0
     x = tl.where(there, _value(key), 0.0)
     mean = tl.sum(x, 0) / count
     deviation = tl.sqrt(tl.maximum(tl.sum(x * x, 0) / count - mean * mean, 0.0))
     share = topk / count.to(tl.float32)
     step = count * 0
-    while (high - low > 1) & (above_low != topk):
+    while (low + 1 < high) & (above_low != topk):
         step += 1
-        narrow = step % 3 == 0
-        if narrow:
-            low = tl.min(tl.where(key >= low.to(tl.int32), key, 2147483647), 0).to(tl.int64)
-            high = tl.max(tl.where(key <= (high - 1).to(tl.int32), key, ABSENT), 0).to(tl.int64) + 1
-        if high - low > 1:
-            margin = 0.25 * tl.sqrt((above_low - above_high).to(tl.float32))
+        if step % 3 == 0:
+            low = tl.min(tl.where(key >= low, key, 2147483647), 0)
+            high = tl.max(tl.where(key < high, key, ABSENT), 0) + 1
+        if low + 1 < high:
+            most, least = above_low.to(tl.float32), above_high.to(tl.float32)
             if step == 1:
-                first = _ordered(mean + deviation * _quantile(1.25 * share)).to(tl.int64)
-                second = _ordered(mean + deviation * _quantile(0.8 * share)).to(tl.int64)
-            elif narrow & (step > 3):
-                first = low + (high - low) // 3
-                second = low + (high - low) * 2 // 3
+                first = _ordered(mean + deviation * _quantile(1.25 * share))
+                second = _ordered(mean + deviation * _quantile(0.8 * share))
+            elif (step % 3 == 0) | (most > 4 * least):
+                second = _middle(low, high)
+                first = _middle(low, second)
             else:
-                first = _between(topk + margin, low, high, above_low, above_high)
-                second = _between(topk - margin, low, high, above_low, above_high)
+                margin = 0.25 * tl.sqrt(most - least)
+                first = _between(topk + margin, low, high, most, least)
+                second = _between(topk - margin, low, high, most, least)
             first = tl.minimum(tl.maximum(first, low + 1), high - 1)
             second = tl.minimum(tl.maximum(second, first), high - 1)
-            # Two counts in one sum: a program holds at most 32,768 keys.
-            both = tl.sum((key >= first.to(tl.int32)).to(tl.int32) + ((key >= second.to(tl.int32)).to(tl.int32) << 16), 0)
+            both = tl.sum((key >= first).to(tl.int32) + ((key >= second).to(tl.int32) << 16), 0)  # two counts in one sum
             above_first, above_second = both & 0xFFFF, (both >> 16) & 0xFFFF
-            if above_second >= topk:
-                low, above_low = second, above_second
-            else:
-                high, above_high = second, above_second
-                if above_first >= topk:
-                    low, above_low = first, above_first
-                else:
-                    high, above_high = first, above_first
-    return low.to(tl.int32), high.to(tl.int32), above_high
+            enough_first, enough_second = above_first >= topk, above_second >= topk
+            low = tl.where(enough_second, second, tl.where(enough_first, first, low))
+            above_low = tl.where(enough_second, above_second, tl.where(enough_first, above_first, above_low))
+            high = tl.where(enough_first, tl.where(enough_second, high, second), first)
+            above_high = tl.where(enough_first, tl.where(enough_second, above_high, above_second), above_first)
+    return low, high, above_high
+
+
+@triton.jit
+def _row_block(X, block, lane, start, end):
+    """Ordered integers of a block of a row, ABSENT outside [start, end), and their columns."""
+    column = tl.multiple_of(block, 4) + lane
+    x = tl.load(X + column, mask=column // 4 * 4 < end, other=0.0)  # four at a time: a row is padded to that
+    return tl.where((column >= start) & (column < end), _ordered(x), ABSENT), column
+
+
+@triton.jit
+def filter_kernel(
+    X, STARTS, ENDS, POSITIONS, VALUES, FOUND, stride, topk, LENGTH: tl.constexpr, SAMPLE: tl.constexpr, N: tl.constexpr
+):
+    """Grid (rows): lists what reaches a threshold read off SAMPLE scores at uneven steps; see _filtered."""
+    row = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(STARTS + row), tl.load(ENDS + row)
+    X += row * stride
+    count = end - start
+    threshold = ABSENT + 1
+    if count > LENGTH:
+        i, step = tl.arange(0, SAMPLE), count // SAMPLE
+        sample = _ordered(tl.load(X + start + i * step + (((i * 40503) & 0x7FFF) * step >> 15)))
+        expected = SAMPLE * (topk / count.to(tl.float32))
+        rank = (expected + 4.5 * tl.sqrt(expected) + 4).to(tl.int32)
+        if rank < SAMPLE:
+            threshold, _, _ = _threshold(sample, count * 0 + SAMPLE, rank)
+    lane = tl.arange(0, N)
+    reach, exceed = count * 0, count * 0
+    for block in range(start // 4 * 4, end, N):
+        key, column = _row_block(X, block, lane, start, end)
+        taken = key >= threshold
+        rank = reach + tl.cumsum(taken.to(tl.int32), 0) - 1
+        at = row * LENGTH + rank
+        tl.store(POSITIONS + at, column, mask=taken & (rank < LENGTH))
+        tl.store(VALUES + at, _value(key), mask=taken & (rank < LENGTH))
+        reach += tl.sum(taken.to(tl.int32), 0)
+        exceed += tl.sum((key > threshold).to(tl.int32), 0)
+    tl.store(FOUND + row * 3, threshold)
+    tl.store(FOUND + row * 3 + 1, reach)
+    tl.store(FOUND + row * 3 + 2, exceed)
+
+
+@triton.jit
+def _row_threshold(X, start, end, topk, threshold, reach, exceed, N: tl.constexpr):
+    """As _threshold, for a row in memory, one probe a pass: for rows whose sample misled, and rows full of ties."""
+    lane = tl.arange(0, N)
+    low, high, above_high = ABSENT + 1, 2147483647, 0
+    if reach >= topk:
+        low = threshold
+        if exceed < topk:
+            high, above_high = threshold + 1, exceed
+    else:
+        high, above_high = threshold, reach
+    step, exact = exceed * 0, exceed < 0
+    while (low + 1 < high) & (exact == 0):
+        step += 1
+        if step % 4 == 0:  # shrink to values that occur
+            least, greatest = 2147483647, ABSENT
+            for block in range(start // 4 * 4, end, N):
+                key, _ = _row_block(X, block, lane, start, end)
+                least = tl.minimum(least, tl.min(tl.where(key >= low, key, 2147483647), 0))
+                greatest = tl.maximum(greatest, tl.max(tl.where(key < high, key, ABSENT), 0))
+            low, high = least, greatest + 1
+        if low + 1 < high:
+            probe = _middle(low, high)
+            above = step * 0
+            for block in range(start // 4 * 4, end, N):
+                key, _ = _row_block(X, block, lane, start, end)
+                above += tl.sum((key >= probe).to(tl.int32), 0)
+            enough = above >= topk
+            low = tl.where(enough, probe, low)
+            high = tl.where(enough, high, probe)
+            above_high = tl.where(enough, above_high, above)
+            exact = above == topk
+    return low, high, above_high
+
+
+@triton.jit
+def _take(key, low, high, wanted, sure_before, tied_before):
+    """Which keys are taken (all >= high, and the first `wanted` of [low, high)), each one's place, and the running counts.
+
+    Two prefix sums in one: a block holds at most 32,768 keys.
+    """
+    sure, tied = key >= high, (key >= low) & (key < high)
+    ahead = tl.cumsum(sure.to(tl.int32) + (tied.to(tl.int32) << 16), 0)
+    sure_ahead = sure_before + (ahead & 0xFFFF) - sure.to(tl.int32)
+    tied_ahead = tied_before + ((ahead >> 16) & 0xFFFF) - tied.to(tl.int32)
+    taken = sure | (tied & (tied_ahead < wanted))
+    return taken, sure_ahead + tl.minimum(tied_ahead, wanted), sure, tied
 
 
 @triton.jit
 def select_kernel(
-    X, POSITIONS, STARTS, ENDS, INDICES, CHOSEN, S, stride, topk, N: tl.constexpr, LISTED: tl.constexpr, SCORES: tl.constexpr
-):
-    """Grid (segments of N, rows): the topk best of a segment, by ascending position, to INDICES [rows, segments, topk].
-
-    LISTED: positions are given beside the scores (negative: none); else a score's column is its position.
-    """
-    segment, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    X, POSITIONS, VALUES, FOUND, STARTS, ENDS, INDICES, CHOSEN, stride, topk,
+    N: tl.constexpr, LISTED: tl.constexpr, SCORES: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows): the topk best of a row, by ascending position. LISTED: of the row's list, where that holds them all."""
+    row = tl.program_id(0).to(tl.int64)
     start, end = tl.load(STARTS + row), tl.load(ENDS + row)
+    X += row * stride
     lane = tl.arange(0, N)
     if LISTED:
-        base, start, end = segment * N, 0, S
-    else:
-        base = start // 4 * 4 + segment * N  # aligned, so that four scores are one load
-    if base < end:
-        column = tl.multiple_of(base, 4) + lane
-        x = tl.load(X + row * stride + column, mask=(column // 4 * 4 < end) & (column // 4 * 4 < stride), other=0.0)
-        there = (column >= start) & (column < end)
-        if LISTED:
-            there = tl.load(POSITIONS + row * stride + column, mask=there, other=-1) >= 0
-        count = tl.sum(there.to(tl.int32), 0)
-        key = tl.where(there, _ordered(x), ABSENT)
-        if count > topk:
-            low, high, above = _threshold(key, count, topk)
+        threshold, reach, exceed = tl.load(FOUND + row * 3), tl.load(FOUND + row * 3 + 1), tl.load(FOUND + row * 3 + 2)
+        whole = (reach <= N) & (reach >= tl.minimum(topk, end - start))
+        if whole:
+            key = tl.where(lane < reach, _ordered(tl.load(VALUES + row * N + lane, mask=lane < reach, other=0.0)), ABSENT)
+            position = POSITIONS + row * N + lane
+            _write_selection(key, position, True, reach, INDICES + row * topk, CHOSEN + row * topk, topk, SCORES)
         else:
-            low, high, above = ABSENT + 1, ABSENT + 1, count
-        # Two prefix sums in one: the keys surely taken, and those at the threshold, of which the first `wanted` are taken.
-        sure, tied, wanted = key >= high, (key >= low) & (key < high), topk - above
-        ahead = tl.cumsum(sure.to(tl.int32) + (tied.to(tl.int32) << 16), 0)
-        sure_ahead = (ahead & 0xFFFF) - sure.to(tl.int32)
-        tied_ahead = ((ahead >> 16) & 0xFFFF) - tied.to(tl.int32)
-        taken = sure | (tied & (tied_ahead < wanted))
-        at = (row * tl.num_programs(0) + segment) * topk + sure_ahead + tl.minimum(tied_ahead, wanted)
-        position = tl.load(POSITIONS + row * stride + column, mask=taken, other=-1) if LISTED else column
-        tl.store(INDICES + at, position, mask=taken)
-        if SCORES:
-            tl.store(CHOSEN + at, _value(key), mask=taken)
+            low, high, above = _row_threshold(X, start, end, topk, threshold, reach, exceed, N)
+            sure_before, tied_before = reach * 0, reach * 0
+            for block in range(start // 4 * 4, end, N):
+                key, column = _row_block(X, block, lane, start, end)
+                taken, place, sure, tied = _take(key, low, high, topk - above, sure_before, tied_before)
+                tl.store(INDICES + row * topk + place, column, mask=taken)
+                if SCORES:
+                    tl.store(CHOSEN + row * topk + place, _value(key), mask=taken)
+                sure_before += tl.sum(sure.to(tl.int32), 0)
+                tied_before += tl.sum(tied.to(tl.int32), 0)
+    else:
+        key, column = _row_block(X, start * 0, lane, start, end)
+        _write_selection(key, column, False, end - start, INDICES + row * topk, CHOSEN + row * topk, topk, SCORES)
+
+
+@triton.jit
+def _write_selection(key, position, LOADED: tl.constexpr, count, INDICES, CHOSEN, topk, SCORES: tl.constexpr):
+    """The topk best of `count` keys to INDICES; position: columns, or (LOADED) pointers to them."""
+    low, high, above = ABSENT + 1, ABSENT + 1, count
+    if count > topk:
+        low, high, above = _threshold(key, count, topk)
+    taken, place, _, _ = _take(key, low, high, topk - above, 0, 0)
+    column = tl.load(position, mask=taken, other=-1) if LOADED else position
+    tl.store(INDICES + place, column, mask=taken)
+    if SCORES:
+        tl.store(CHOSEN + place, _value(key), mask=taken)
