@@ -1,9 +1,9 @@
 """Recall documents: keys and values far apart, so that retrieval is learned, and can be measured.
 
-A fact is a line `@ KEY VALUE`; a question is a line `? KEY`, and its answer is the fact's value. KEY and VALUE are words that
-are one token each where the tokenizer has them (a tokenizer trained with recall documents in its text does; tiny models
-never learn to copy names of several tokens). Between the facts stands filler: real text where there is any.
-Only answers are trained on: keys and values are drawn at random, and nothing could predict them.
+A fact is a line `@ KEY VALUE`; a question is a line `? KEY`, and its answer is the fact's value. Between the facts stands
+filler: real text where there is any. KEY and VALUE are words of one token each where the tokenizer has them (one trained
+with recall documents in its text does; tiny models never learn to copy names of several tokens). A repeat is a line of
+words, and the same line again. Only answers are trained on: what is drawn at random, nothing could predict.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class RecallConfig:
     min_length: int = 48
     max_length: int | None = None
     """None: as long as the context."""
+    repeats: float = 0.3
+    """The share of documents that are a list of words, twice: nothing teaches copying sooner."""
     filler: float = 0.5
-    """The share of documents whose facts stand apart in real text; in the others facts follow one another."""
+    """The share of the others whose facts stand apart in real text; in the rest facts follow one another."""
     max_facts: int = 24
     """In documents with filler; the others are facts and questions throughout."""
     questions: int = 8
@@ -57,6 +59,7 @@ class RecallConfig:
             share=(0 <= self.share < 1, "in [0, 1)"),
             min_length=(self.min_length >= 16, "at least 16"),
             max_length=(self.max_length is None or self.max_length >= self.min_length, f"at least min_length={self.min_length}"),
+            repeats=(0 <= self.repeats <= 1, "in [0, 1]"),
             filler=(0 <= self.filler <= 1, "in [0, 1]"),
             max_facts=(self.max_facts >= 1, "at least 1"),
             questions=(self.questions >= 1, "at least 1"),
@@ -111,7 +114,10 @@ class Vocabulary:
 def draw_document(
     vocabulary: Vocabulary, rng: np.random.Generator, length: int, filler: Documents | None, config: RecallConfig
 ) -> RecallDocument:
-    """One recall document of at most `length` tokens (at least 16): facts, with or without filler between, then questions."""
+    """One recall document of at most `length` tokens (at least 16): facts, with or without filler between, then questions;
+    or a list of words twice."""
+    if rng.random() < config.repeats:
+        return draw_repeat(vocabulary, rng, length)
     apart = filler is not None and rng.random() < config.filler
     room = length - 2  # bos and eos
     if apart:
@@ -126,6 +132,17 @@ def draw_document(
     gaps = np.diff([0, *np.sort(rng.integers(0, spare + 1, len(keys))), spare]) if apart else [0] * (len(keys) + 1)
     fillers = [draw_filler(rng, filler, int(gap)) for gap in gaps]
     return assemble(vocabulary, _pairs(keys, values), fillers, asked.tolist())
+
+
+def draw_repeat(vocabulary: Vocabulary, rng: np.random.Generator, length: int) -> RecallDocument:
+    """A line of different words, and the same line again; all of the second but its first word count as answers."""
+    words = [*vocabulary.keys, *vocabulary.values]
+    count = max((length - 2 - 2 * len(vocabulary.end)) // (2 * max(map(len, words))), 2)
+    line = [token for i in rng.permutation(len(words))[:count] for token in words[i]] + list(vocabulary.end)
+    tokens = np.array([*vocabulary.bos, *line, *line, *vocabulary.eos], dtype=np.int64)
+    marks = np.zeros(len(tokens), dtype=bool)
+    marks[len(line) + 2 : -1] = True
+    return RecallDocument(tokens, marks)
 
 
 def needle(

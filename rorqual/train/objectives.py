@@ -16,11 +16,10 @@ from typing import NamedTuple, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from rorqual.data.loader import Batch
 from rorqual.errors import require
+from rorqual.kernels.logprobs import token_logprobs
 from rorqual.model.cache import KeyCache
 from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
@@ -30,9 +29,6 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.apply import Opaque
 from rorqual.parallel.context import GatheredKeys, local_rows
 from rorqual.parallel.world import World
-
-LOGITS_ROWS = 2048
-"""Rows whose logits are held at once; the backward computes them anew."""
 
 
 @dataclass(frozen=True)
@@ -160,15 +156,10 @@ class Objective(nn.Module):
         return Losses(total, sums, trace)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Sum of -log p(target) over rows with a target; hidden [N, D], targets [N]. Logits are held a chunk at a time."""
-        chosen = (targets >= 0).nonzero()[:, 0]
-        parts = zip(hidden[chosen].split(LOGITS_ROWS), targets[chosen].split(LOGITS_ROWS), strict=True)
-        if len(chosen) <= LOGITS_ROWS:
-            return F.cross_entropy(self.model.logits(hidden[chosen]), targets[chosen], reduction="sum")
-        return torch.stack([checkpoint(self._chunk, part, goal, use_reentrant=False) for part, goal in parts]).sum()
-
-    def _chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.model.logits(hidden), targets, reduction="sum")
+        """Sum of -log p(target) over rows with a target; hidden [N, D], targets [N]."""
+        logprobs = token_logprobs(hidden, self.model.head.weight, targets)
+        assert isinstance(logprobs, Tensor)
+        return -logprobs.sum()
 
 
 def count_targets(inputs: list[Inputs]) -> dict[str, Tensor]:
