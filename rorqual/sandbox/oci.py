@@ -92,7 +92,7 @@ class OciSandbox(LocalSandbox):
 
     def _kill_group(self, group: int) -> None:
         """Kill what a command left in its group. What made a group of its own dies with the container."""
-        self._call("exec", self._name, "/bin/sh", "-c", 'kill -9 -- "-$1"', "sh", str(group))
+        self._call("exec", self._name, "/bin/sh", "-c", 'kill -s KILL -- "-$1"', "sh", str(group))
 
     def _write(self, path: str, data: bytes | str | Path) -> None:
         archive = io.BytesIO()
