@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from rorqual.kernels.sparse_attention import sparse_attention_plain
 
 LOG2E = 1.4426950408889634
-BACKWARD_BYTES = 1 << 31
+BACKWARD_BYTES = 1 << 32
 """The buffers of one backward chunk: probabilities, score gradients and row gradients of its queries."""
 HEAD_GROUP = 64
 """Heads of one program of the Hopper forms."""
@@ -77,6 +77,7 @@ def attend(
     return (out[0], lse[0]) if shares == 1 else merge_shares(out, lse, q.dtype)
 
 
+@functools.cache
 def share_count(programs: int, blocks: int, processors: int) -> int:
     """Into how many shares to divide a query's blocks of keys: the fewest that give the shortest schedule of whole waves.
 
@@ -301,10 +302,24 @@ def row_gradients(
     else:
         _score_gradients_portable(q, kv, indices, grad_out, lse, drift, weights, grad_q, queries, scale)
     sources = torch.empty(t, 2 * H, D, dtype=q.dtype, device=q.device)  # [dO, 0; q]
-    sources[:, :H, :L] = grad_out[queries]
-    sources[:, :H, L:] = 0
-    sources[:, H:] = q[queries]
+    stack_kernel[(triton.cdiv(2 * H, 32), t)](
+        q, grad_out, sources, queries.start, H, L, D, DP=triton.next_power_of_2(D), B=32, num_warps=8
+    )
     return torch.bmm(weights.transpose(1, 2), sources)
+
+
+@triton.jit
+def stack_kernel(Q, DO, OUT, first_query, H: tl.constexpr, L: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, B: tl.constexpr):
+    """OUT [t, 2 H, D] = [dO padded with zeros; q] of each query."""
+    place = tl.program_id(1).to(tl.int64)
+    t = place + first_query
+    row, column = tl.program_id(0) * B + tl.arange(0, B), tl.arange(0, DP)
+    upper = (row < H)[:, None] & (column < L)[None, :]
+    lower = ((row >= H) & (row < 2 * H))[:, None] & (column < D)[None, :]
+    x = tl.load(DO + (t * H + row)[:, None] * L + column[None, :], mask=upper, other=0.0)
+    x += tl.load(Q + (t * H + row - H)[:, None] * D + column[None, :], mask=lower, other=0.0)
+    at = OUT + (place * 2 * H + row)[:, None] * D + column[None, :]
+    tl.store(at, x, mask=(row < 2 * H)[:, None] & (column < D)[None, :])
 
 
 def _score_gradients_portable(
