@@ -17,7 +17,7 @@ from rorqual.kernels.dense_attention import KEY_TILE, dense_attention_plain
 from rorqual.kernels.dispatch import triton_form
 from rorqual.kernels.index_score import sum_heads
 from rorqual.kernels.linear import accumulator, row_product
-from rorqual.kernels.selection import exclude_outside, row_ranges
+from rorqual.kernels.selection import exclude_outside, row_ranges, top_columns
 from rorqual.kernels.sparse_attention import add_rows, gather_rows
 
 TILE_ELEMENTS = 1 << 20
@@ -314,11 +314,17 @@ def selection_quality(
         present = indices[rows] >= 0
         chosen = torch.zeros_like(mass).scatter_add_(1, indices[rows].long().clamp_min(0), present.to(dtype)) > 0
         counts = present.sum(1, keepdim=True)
-        K = min(indices.shape[1], len(kv))
-        ranked = mass.sort(dim=1, descending=True, stable=True)
-        best = torch.arange(K, device=q.device) < counts
+        best = best_columns(mass, min(indices.shape[1], len(kv)))  # [t, K], the heaviest first
+        ranked = torch.arange(best.shape[1], device=q.device) < counts
         captured = (mass * chosen).sum(1)
-        oracle = (ranked.values[:, :K] * best).sum(1)
-        hits = (chosen.gather(1, ranked.indices[:, :K]) & best).sum(1).to(dtype)
+        oracle = (mass.gather(1, best) * ranked).sum(1)
+        hits = (chosen.gather(1, best) & ranked).sum(1).to(dtype)
         quality[:, rows] = torch.stack([captured, oracle, hits / counts[:, 0]]).masked_fill(counts[:, 0] == 0, torch.nan)
     return SelectionQuality(*quality)
+
+
+def best_columns(mass: Tensor, count: int) -> Tensor:
+    """The columns of the `count` largest of each row of [t, s], largest first, ties to the lowest column: [t, count]."""
+    columns = top_columns(mass, count) if count < mass.shape[1] else torch.arange(count, device=mass.device).expand(len(mass), -1)
+    order = mass.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
+    return columns.gather(1, order)

@@ -24,7 +24,8 @@ def index_score_plain(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     T, I, C = q.shape
     dtype = accumulator(q, k, w)
     dots = row_product(q.to(dtype).reshape(T * I, C), k.to(dtype)).view(T, I, -1)  # [T, I, S]
-    return sum_heads(torch.relu_(dots) * w.to(dtype).unsqueeze(-1))
+    dots, weights = torch.relu_(dots), w.to(dtype).unsqueeze(-1)
+    return sum_heads(dots * weights if dots.requires_grad or weights.requires_grad else dots.mul_(weights))
 
 
 def sum_heads(x: Tensor) -> Tensor:

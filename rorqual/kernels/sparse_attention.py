@@ -72,29 +72,29 @@ def query_tiles(q: Tensor, indices: Tensor) -> list[slice]:
 
 def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]."""
+    H = q.shape[1]
     indices = block_columns(indices)
     entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
-    scores = head_product(q.to(dtype) * scale, entries.transpose(1, 2))  # [t, H, K]
+    scores = pad_heads(q.to(dtype) * scale) @ entries.transpose(1, 2)  # [t, H, K]
     scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
     top = scores.amax(-1, keepdim=True)
     top.masked_fill_(top == -torch.inf, 0)  # an empty row: exp(-inf - 0) = 0
     weights = scores.sub_(top).exp_()
     values = entries[..., :value_dim]
-    out = torch.zeros(*q.shape[:2], value_dim, dtype=dtype, device=q.device)
-    total = torch.zeros_like(top)
-    for low in range(0, indices.shape[1], KEY_BLOCK):
+    out, total = weights[..., :KEY_BLOCK] @ values[:, :KEY_BLOCK], weights[..., :KEY_BLOCK].sum(-1, keepdim=True)
+    for low in range(KEY_BLOCK, indices.shape[1], KEY_BLOCK):
         block = weights[..., low : low + KEY_BLOCK]
-        out += head_product(block, values[:, low : low + KEY_BLOCK])
+        out += block @ values[:, low : low + KEY_BLOCK]
         total += block.sum(-1, keepdim=True)
     lse = (top + total.log()).squeeze(-1)
-    return out.div_(total).masked_fill_(total == 0, 0), lse
+    return out.div_(total).masked_fill_(total == 0, 0)[:, :H], lse[:, :H]
 
 
-def head_product(x: Tensor, y: Tensor) -> Tensor:
-    """x [t, H, A] times y [t, A, B] -> [t, H, B]. On CPU few heads are padded to MIN_ROWS: with 1 or 3 rows the bits were seen
-    to depend on where in memory, and so in which place of a tile, a query stands."""
-    missing = 0 if x.is_cuda else MIN_ROWS - x.shape[1]
-    return x @ y if missing <= 0 else (F.pad(x, (0, 0, 0, missing)) @ y)[:, : x.shape[1]].contiguous()
+def pad_heads(q: Tensor) -> Tensor:
+    """q [t, H, D] with zero heads up to a multiple of 4 on CPU: with others the bits were seen to depend on where in memory, and so
+    in which place of a tile, a query stands (torch 2.13 on AMD, one thread below 4 heads, two threads with 5 to 7)."""
+    missing = 0 if q.is_cuda else -q.shape[1] % 4
+    return F.pad(q, (0, 0, 0, missing)) if missing else q
 
 
 def attend_backward(

@@ -11,7 +11,10 @@ import torch
 def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def filled(*args, **kwargs):
         tensor = make(*args, **kwargs)
-        if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1:
+        if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+            tensor.view(torch.uint8).fill_(0x7F)  # e4m3's NaN
+            return tensor
+        if tensor.dtype.is_floating_point:
             return tensor.fill_(torch.nan)
         return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
 
