@@ -1,6 +1,6 @@
 """Recall documents: keys and values far apart, so that retrieval is learned, and can be measured.
 
-A fact is a line `@ KEY VALUE`; a question is a line `? KEY`, and its answer is the fact's value. Between the facts stands
+A fact is a line `@ VALUE KEY`; a question is a line `? KEY`, and its answer is the fact's value. Between the facts stands
 filler: real text where there is any. KEY and VALUE are words of one token each where the tokenizer has them (one trained
 with recall documents in its text does; tiny models never learn to copy names of several tokens). A repeat is a line of
 words, and the same line again. Only answers are trained on: what is drawn at random, nothing could predict.
@@ -171,7 +171,7 @@ def assemble(
     """fillers[i] stands before fact i, the last one before the questions; `asked` numbers the facts in question order."""
     tokens, answers = list(vocabulary.bos), []
     for (key, value), filler in zip(facts, fillers[:-1], strict=True):
-        tokens += [*filler, *vocabulary.fact, *vocabulary.keys[key], *vocabulary.values[value], *vocabulary.end]
+        tokens += [*filler, *vocabulary.fact, *vocabulary.values[value], *vocabulary.keys[key], *vocabulary.end]
     tokens += fillers[-1]
     for key, value in (facts[i] for i in asked):
         tokens += [*vocabulary.question, *vocabulary.keys[key]]

@@ -59,7 +59,7 @@ class Checkpoints:
         except (OSError, dcp.api.CheckpointException) as error:
             shutil.rmtree(part, ignore_errors=True)
             raise UserError(
-                f"{final}: could not be saved ({error}); earlier checkpoints: {self.steps() or 'none'}; mend it and start again"
+                f"{final}: could not be saved ({_first_reason(error)}); earlier checkpoints: {self.steps() or 'none'}; mend it and start again"
             ) from None
         self.world.barrier()
 
@@ -127,5 +127,6 @@ def _flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _first_reason(error: dcp.api.CheckpointException) -> str:
-    return str(next(iter(error.failures.values()))[0]) if error.failures else str(error)
+def _first_reason(error: Exception) -> str:
+    failures = getattr(error, "failures", None)
+    return str(next(iter(failures.values()))[0] if failures else error)

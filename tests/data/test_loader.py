@@ -117,7 +117,7 @@ def test_recall_answers_are_the_facts_values(vocabulary):
         tokens = document.tokens.tolist()
         for i, token in enumerate(tokens[:-3]):
             if (token,) == vocabulary.fact:
-                facts[tokens[i + 1]] = tokens[i + 2]
+                facts[tokens[i + 2]] = tokens[i + 1]
         answers = np.flatnonzero(document.answers)
         assert len(answers) and all(facts[tokens[a - 1]] == tokens[a] for a in answers), trial
 
@@ -143,8 +143,8 @@ def test_a_needle_has_the_asked_length_and_depth_and_one_answer(vocabulary, dept
     tokens = document.tokens.tolist()
     (answer,) = np.flatnonzero(document.answers)
     assert len(tokens) == 200 and answer == 200 - 3
-    fact = next(i for i in range(answer - 2) if tokens[i : i + 2] == [vocabulary.fact[0], tokens[answer - 1]])
-    assert tokens[fact + 2] == tokens[answer] and abs(fact / 200 - depth) < 0.13
+    fact = next(i for i in range(answer - 3) if (tokens[i], tokens[i + 2]) == (vocabulary.fact[0], tokens[answer - 1]))
+    assert tokens[fact + 1] == tokens[answer] and abs(fact / 200 - depth) < 0.13
     with pytest.raises(UserError, match="at least"):
         needle(vocabulary, np.random.default_rng(5), 20, depth, filler)
 
