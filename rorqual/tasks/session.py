@@ -124,6 +124,10 @@ class WorldSession:
         """What differs from the initial state."""
         return self._ask("host", {"op": "delta"})["delta"]
 
+    def initial_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """table -> its rows in the initial state."""
+        return self._ask("host", {"op": "rows"})["rows"]
+
     def verify(self, task: Task, delta: Delta, answer: str | None) -> Verdict:
         """Run the task's verification function. Whatever goes wrong with it is INVALID, never a score of 0."""
         try:
@@ -183,7 +187,7 @@ class WorldSession:
         return self._boxes["judge"]
 
     def _load_judge(self) -> None:
-        rows = self._ask("host", {"op": "rows"})["rows"]
+        rows = self.initial_rows()
         self._ask("judge", {"op": "load", "rows": rows, "keys": self.world.payload["keys"]})
 
     def _box(self, name: str) -> Box:

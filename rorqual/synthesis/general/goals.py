@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from rorqual.synthesis.general import calculus
+from rorqual.synthesis.general import calculus, domain
 from rorqual.synthesis.general.calculus import Arg, Atom
-from rorqual.tasks import digest
+from rorqual.tasks import Provenance, digest
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def selectors(goal: Goal) -> Iterator[Selector]:
 
 TYPES = {
     name: kind
-    for module in (calculus, sys.modules[__name__])
+    for module in (calculus, domain, sys.modules[__name__])
     for name, kind in vars(module).items()
     if isinstance(kind, type) and is_dataclass(kind)
 }
@@ -115,7 +115,7 @@ TYPES = {
 def encode(value: Any) -> Any:
     """Descriptions and goals as JSON; `decode` gives them back."""
     if is_dataclass(value) and not isinstance(value, type):
-        given = {f.name: encode(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) not in ("", (), None)}
+        given = {f.name: encode(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default}
         return {"~": type(value).__name__, **given}
     if isinstance(value, (tuple, list)):
         return [encode(item) for item in value]
@@ -130,7 +130,13 @@ def decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     given = {name: decode(item) for name, item in value.items() if name != "~"}
-    return TYPES[value["~"]](**given) if "~" in value else given
+    if "~" not in value:
+        return given
+    return _provenance(given) if value["~"] == "Provenance" else TYPES[value["~"]](**given)
+
+
+def _provenance(given: dict[str, Any]) -> Provenance:
+    return Provenance(**given)
 
 
 def skeleton(goal: Goal) -> str:

@@ -35,10 +35,10 @@ class Proposer:
         return None
 
     def kinds(self) -> list[str]:
-        kinds = ["act", "act", "act", "each", "find", "aggregate"]
+        kinds = ["act", "act", "each", "each", "each", "find", "aggregate"]
         if self.domain.plan.is_compact:
-            return ["act", "act", "find"]
-        kinds += ["plan", "plan"] if self.domain.plans else []
+            return ["act", "act", "act", "find"]
+        kinds += ["plan", "plan", "plan"] if self.domain.plans else []
         return kinds + (["reconcile"] if self.corrections() else [])
 
     def corrections(self) -> list[Action]:
