@@ -156,6 +156,11 @@ class EngineService:
         return future
 
     @property
+    def is_accepting(self) -> bool:
+        """Whether new requests are taken: not any more once `close` was called."""
+        return self._accepting
+
+    @property
     def num_waiting(self) -> int:
         """Requests that are not being computed yet."""
         return len(self.engine.scheduler.waiting) + self._pending
