@@ -156,7 +156,7 @@ class BubblewrapSandbox(LocalSandbox):
         arguments += [*view.directory_arguments(targets), *view.system_arguments(), "--proc", "/proc", "--dev", "/dev"]
         for name, target in (("box", self.directory), ("tmp", "/tmp"), ("shm", "/dev/shm")):
             arguments += ["--bind", workspace.source(name), target]
-        arguments += ["--symlink", "/tmp", "/var/tmp"]
+        arguments += ["--ro-bind", workspace.source("hosts"), "/etc/hosts", "--symlink", "/tmp", "/var/tmp"]
         for source, target in zip(self.config.packages, self._packages(), strict=True):
             arguments += ["--ro-bind", os.path.realpath(source), target]
         for bind in self.config.binds:

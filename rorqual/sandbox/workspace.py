@@ -22,11 +22,13 @@ from rorqual.sandbox.protocol import MEBIBYTE, SandboxError
 MOUNT_POINT = "/sys"
 """Covered in the holder's namespace only. It exists on every Linux machine, and nothing confined needs what it covers."""
 INODES_PER_MB = 256
+HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost\n"
+"""Programs that serve themselves on localhost find it."""
 DIRECTORY_MODE, FILE_MODE = 0o755, 0o644
 
 
 class Workspace:
-    """A tmpfs with box (the working directory), tmp and shm. uid: who owns it; None leaves it to the caller's own."""
+    """A tmpfs with box (the working directory), tmp, shm, and the file hosts. uid: its owner; None leaves it to the caller."""
 
     def __init__(self, size_mb: int, uid: int | None):
         self._uid = uid
@@ -41,6 +43,8 @@ class Workspace:
             os.mkdir(name, dir_fd=self._root)
             os.chmod(name, mode, dir_fd=self._root)
             self._own(name)
+        with open(os.open("hosts", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._root), "w") as file:
+            file.write(HOSTS)
 
     @property
     def enter(self) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rorqual.sandbox import Ended, Limits, Sandbox, SandboxError, create
+from rorqual.sandbox import Bind, Ended, Limits, Sandbox, SandboxError, create
 
 
 def python(sandbox: Sandbox, source: str, **options):
@@ -130,6 +130,71 @@ def test_a_server_that_dies_or_floods_is_a_named_error(sandbox: Sandbox) -> None
     with sandbox.start(["/bin/sh", "-c", "tr '\\0' x </dev/zero"]) as handle, pytest.raises(SandboxError) as caught:
         handle.receive(10)
     assert caught.value.reason == "output"
+
+
+def test_a_program_may_serve_itself_on_localhost(sandbox: Sandbox) -> None:
+    code = (
+        "import socket, multiprocessing\n"
+        "server = socket.create_server(('localhost', 0))\n"
+        "client = socket.create_connection(('localhost', server.getsockname()[1]), 5)\n"
+        "server.accept()[0].sendall(b'hello'); print(client.recv(5).decode(), multiprocessing.Lock() is not None)"
+    )
+    result = python(sandbox, code)
+    assert result.stdout == "hello True\n", result.stderr
+
+
+def test_packages_and_binds_are_shown_and_nothing_beside_them(confinement: None, tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "shown_module.py").write_text("WORD = 'shown'")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a note")
+    (tmp_path / "scratch").mkdir(mode=0o777)
+    (tmp_path / "scratch").chmod(0o777)
+    binds = (Bind(str(tmp_path / "notes"), "/data/notes"), Bind(str(tmp_path / "scratch"), "/data/scratch", is_writable=True))
+    with create(packages=(str(tmp_path / "library"),), binds=binds) as made:
+        code = (
+            "import os, shown_module; print(shown_module.WORD, open('/data/notes/a.txt').read(), os.listdir('/data'))\n"
+            "open('/data/scratch/made', 'w').write('x')\n"
+            "open('/data/notes/b.txt', 'w')"
+        )
+        result = made.run([made.python, "-c", code])
+    assert result.stdout.startswith("shown a note ['") and result.exit_code == 1
+    assert "Read-only file system" in result.stderr or "Permission denied" in result.stderr
+    assert (tmp_path / "scratch" / "made").read_text() == "x" and not (tmp_path / "notes" / "b.txt").exists()
+
+
+def test_a_closed_sandbox_says_so(confinement: None) -> None:
+    made = create()
+    made.close()
+    made.close()
+    assert made.run(["/bin/true"]).ended is Ended.SPAWN_FAILED
+    with pytest.raises(SandboxError) as caught:
+        made.upload("x", b"")
+    assert caught.value.reason == "closed"
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "", "a/../../x", "a\0b"])
+def test_paths_that_leave_the_working_directory_are_refused(sandbox: Sandbox, path: str) -> None:
+    with pytest.raises(SandboxError):
+        sandbox.upload(path, b"x")
+    with pytest.raises(SandboxError):
+        sandbox.download(path)
+
+
+def test_directories_are_uploaded_with_their_modes_and_links_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "run.sh").write_text("#!/bin/sh\necho ran")
+    (tmp_path / "deep" / "run.sh").chmod(0o755)
+    sandbox.upload("tree", tmp_path)
+    assert sandbox.run(["/box/tree/deep/run.sh"]).stdout == "ran\n"
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with pytest.raises(SandboxError, match="link"):
+        sandbox.upload("tree", tmp_path)
+
+
+def test_a_command_line_too_long_is_a_value(sandbox: Sandbox) -> None:
+    assert sandbox.run(["/bin/echo", "x" * (1 << 20)]).ended is Ended.SPAWN_FAILED
+    assert sandbox.run([]).ended is Ended.SPAWN_FAILED
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives each sandbox a uid of its own")
