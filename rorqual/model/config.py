@@ -94,6 +94,9 @@ class ModelConfig:
 
     # Multi-token prediction
     n_mtp_layers: int = 1
+    mtp_reads_normed: bool = True
+    """Whether the MTP module's hnorm reads the main model's hidden state after the final norm, as vLLM and SGLang feed the
+    released weights, or before it; the report does not say."""
 
     def __post_init__(self) -> None:
         positive = "vocab_size dim n_layers inter_dim max_positions n_heads kv_lora_rank v_head_dim index_n_heads index_head_dim"

@@ -33,7 +33,8 @@ def run(w: Arrays, c: ModelConfig, tokens: NDArray[np.int64]) -> Arrays:
     out["logits"] = out["hidden"] @ w["head.weight"].T
     if c.n_mtp_layers:
         following = w["embed.weight"][tokens[1:]]
-        both = [rms_norm(following, w["mtp.enorm.weight"], c.norm_eps), rms_norm(h[:-1], w["mtp.hnorm.weight"], c.norm_eps)]
+        main = (out["hidden"] if c.mtp_reads_normed else h)[:-1]
+        both = [rms_norm(following, w["mtp.enorm.weight"], c.norm_eps), rms_norm(main, w["mtp.hnorm.weight"], c.norm_eps)]
         out["mtp.input"] = np.concatenate(both, 1) @ w["mtp.eh_proj.weight"].T
         h = layer(w, c, c.n_layers, "mtp.layer.", out["mtp.input"], (rope[0][:-1], rope[1][:-1]), out)
         out["mtp.logits"] = rms_norm(h, w["mtp.norm.weight"], c.norm_eps) @ w["head.weight"].T

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rorqual.kernels.linear import MIN_ROWS, invariant_linear
+from rorqual.kernels.linear import MAX_TERMS, MIN_ROWS, invariant_linear
 
 
 class Linear(nn.Linear):
@@ -56,9 +56,13 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, H, A] times weight [H, A, B] for each head: [N, H, B]. Rows are as independent of each other as in Linear."""
+    x = x.transpose(0, 1)  # [H, N, A]
     if x.is_cuda:
-        return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
-    rows, columns = x.shape[0], weight.shape[2]
-    x = F.pad(x, (0, 0, 0, 0, 0, max(MIN_ROWS - rows, 0)))
-    weight = F.pad(weight, (0, max(MIN_ROWS - columns, 0)))
-    return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)[:rows, :, :columns]
+        return torch.bmm(x, weight).transpose(0, 1)
+    rows, columns = x.shape[1], weight.shape[2]
+    if rows < MIN_ROWS or columns < MIN_ROWS:
+        x, weight = F.pad(x, (0, 0, 0, max(MIN_ROWS - rows, 0))), F.pad(weight, (0, max(MIN_ROWS - columns, 0)))
+    product = torch.bmm(x[..., :MAX_TERMS], weight[:, :MAX_TERMS])
+    for low in range(MAX_TERMS, x.shape[2], MAX_TERMS):
+        product = product + torch.bmm(x[..., low : low + MAX_TERMS], weight[:, low : low + MAX_TERMS])
+    return product[:, :rows, :columns].transpose(0, 1)

@@ -122,7 +122,8 @@ class Transformer(nn.Module):
         if self.mtp is None:
             raise UserError("this model has no MTP module (n_mtp_layers is 0)")
         following = states.rows.next_tokens() if next_tokens is None else next_tokens
-        return self.mtp(self.embed(following.clamp(min=0)), states.last, states.call)
+        h = states.hidden if self.config.mtp_reads_normed else states.last
+        return self.mtp(self.embed(following.clamp(min=0)), h, states.call)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [N, V] of normalised hidden states [N, D]."""

@@ -32,10 +32,12 @@ def naive_run(w: Weights, c: ModelConfig, tokens: Tensor, index_loss: str = "non
     x, selected = w["embed.weight"][tokens], None
     for i, kind in enumerate(c.layer_indexers):
         x, selected = layer(w, c, i, f"layers.{i}", kind, x, selected, run, index_loss, sparse)
-    run.logits = norm(x, w["norm.weight"], c.norm_eps) @ w["head.weight"].T
+    hidden = norm(x, w["norm.weight"], c.norm_eps)
+    run.logits = hidden @ w["head.weight"].T
     if c.n_mtp_layers:
         following = w["embed.weight"][torch.cat([tokens[1:], tokens[:1] * 0])]
-        joined = torch.cat([norm(following, w["mtp.enorm.weight"], c.norm_eps), norm(x, w["mtp.hnorm.weight"], c.norm_eps)], -1)
+        h = hidden if c.mtp_reads_normed else x
+        joined = torch.cat([norm(following, w["mtp.enorm.weight"], c.norm_eps), norm(h, w["mtp.hnorm.weight"], c.norm_eps)], -1)
         y = joined @ w["mtp.eh_proj.weight"].T
         y, _ = layer(w, c, c.n_layers, "mtp.layer", c.mtp_indexer, y, None, run, index_loss, sparse)
         run.mtp_logits = norm(y, w["mtp.norm.weight"], c.norm_eps) @ w["head.weight"].T

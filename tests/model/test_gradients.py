@@ -15,6 +15,11 @@ KINDS = {
     "YaRN, no query latent": {"yarn": YarnConfig(factor=4.0, original_max_positions=16), "q_lora_rank": None},
     "shared selections": {"indexers": ("full", "shared", "full"), "index_rope_interleaved": True},
     "no indexers, no groups": {"indexers": "none", "n_expert_groups": 1, "n_limited_groups": 1, "norm_topk_prob": False},
+    "MTP before the final norm, no shared experts, Hadamard": {
+        "mtp_reads_normed": False,
+        "n_shared_experts": 0,
+        "index_hadamard": True,
+    },
 }
 FORMS = ("absorbed", "expanded")
 
