@@ -40,11 +40,12 @@ USER_UID = "1000"
 # Pid 1 of a sandbox, run by /bin/sh: takes the status pipe, which comes as its standard input, out of the program's reach;
 # says on it that the set-up held; runs the rest and ends with its exit code, and the whole sandbox with it. As root it still
 # is root, without the rights that make root matter but those that the drop needs: so bubblewrap may kill it when our own
-# process dies, and the program can't touch it. $1: the descriptor of the program's standard input.
+# process dies, and the program can't touch it. Its own remarks ("Killed") are dropped. $1: the descriptor of the program's
+# standard input.
 FIRST = """
-exec 9>&0 0<"/proc/self/fd/$1"; shift
+exec 9>&0 0<"/proc/self/fd/$1" 8>&2 2>/dev/null; shift
 echo started >&9
-("$@"); exit $?
+("$@" 2>&8 8>&-); exit $?
 """
 # Under the sandbox's own uid: the environment is taken over only here, so that it reaches no program with rights left.
 # $1: the working directory, $2: how many variables follow.

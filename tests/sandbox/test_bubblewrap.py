@@ -41,6 +41,7 @@ def test_each_end_has_its_name(sandbox: Sandbox, ended: Ended, source: str, limi
     assert result.ended is ended, result
     assert len(result.stdout_bytes) <= limits.output_bytes and len(result.stderr_bytes) <= limits.output_bytes
     assert (result.signal == "SIGSEGV") == (ended is Ended.KILLED)
+    assert "Killed" not in result.stderr and "fault" not in result.stderr
 
 
 def test_a_command_that_is_not_there_is_a_value(sandbox: Sandbox) -> None:
