@@ -1,6 +1,6 @@
 """Claim: a checkpoint writer killed at any moment (SIGKILL) leaves the older checkpoint or the newer one, whole, and the next
-writer clears up after it; loading peaks within a quarter of the model's size above it, converting below 120 MB whatever the
-size (shards of 20 MB, and at most 64 MB of the source mapped).
+writer clears up after it; loading peaks above the model's size by less than a tenth of it and 80 MB, converting below 120 MB
+whatever the size (shards of 20 MB, and at most 32 MB of the source mapped).
 
 Writers overwrite one checkpoint, each with another seed, and are killed at moments spread over their whole run. After each
 kill the directory must load, and its weights be all of one seed.
@@ -22,8 +22,8 @@ import torch
 from rorqual.model import ModelConfig, Transformer, load_model
 from rorqual.model.weights import save_model
 
-SECONDS = 180
-QUICK_SECONDS = 40
+SECONDS = 200
+QUICK_SECONDS = 60
 CONFIG = ModelConfig(
     vocab_size=512, dim=128, n_layers=3, n_dense_layers=1, inter_dim=256, max_positions=512, n_heads=4, q_lora_rank=64,
     kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, yarn=None, index_n_heads=4, index_head_dim=32,
@@ -44,7 +44,7 @@ for seed in range(int(sys.argv[2]), 1 << 30):
 
 def main(quick: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
-        return {"kills": _kills(Path(folder), 12 if quick else 120), "memory": _memory(Path(folder), 150 if quick else 900)}
+        return {"kills": _kills(Path(folder), 12 if quick else 60), "memory": _memory(Path(folder), 150 if quick else 900)}
 
 
 def _kills(folder: Path, count: int) -> dict[str, int]:
@@ -55,7 +55,7 @@ def _kills(folder: Path, count: int) -> dict[str, int]:
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(seen + 1)], stdout=subprocess.PIPE)
         assert writer.stdout is not None
         writer.stdout.readline()
-        time.sleep(dice.uniform(0, 0.6))
+        time.sleep(dice.uniform(0, 0.25))
         writer.send_signal(signal.SIGKILL)
         begun = [int(line) for line in writer.stdout.read().split()]
         writer.wait()
@@ -106,11 +106,11 @@ def _memory(folder: Path, megabytes: int) -> dict[str, float | int]:
     shape = {"dim": 512, "moe_inter_dim": 256, "n_routed_experts": experts - experts % 4, "vocab_size": 4096}
     config = ModelConfig(**{**_fields(CONFIG), **shape})
     size = save_model(Transformer(config), folder / "big", "float32").weight_bytes
-    load = _measured(folder, "load") / size
+    load = _measured(folder, "load")
     converting = _measured(folder, str(folder / "bf16"))
-    assert load < 1.25, f"loading peaked at {load:.2f} times the model's size"
+    assert load < 1.1 * size + 80e6, f"loading {size / 1e6:.0f} MB peaked at {load / 1e6:.0f} MB"
     assert converting < 120e6, f"converting peaked at {converting / 1e6:.0f} MB"
-    return {"checkpoint_bytes": size, "load_peak_over_size": round(load, 3), "convert_peak_bytes": converting}
+    return {"checkpoint_bytes": size, "load_peak_over_size": round(load / size, 3), "convert_peak_bytes": converting}
 
 
 def _fields(config: ModelConfig) -> dict:

@@ -24,7 +24,7 @@ from rorqual.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4_000_000_000
-REMAP_BYTES = 64_000_000
+REMAP_BYTES = 32_000_000
 """A shard is mapped anew after so many bytes read, so that pages already copied do not count as this process's memory."""
 
 
