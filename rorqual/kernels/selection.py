@@ -144,8 +144,8 @@ def exact_columns(scores: Tensor, topk: int) -> Tensor:
 def likely_columns(scores: Tensor, topk: int) -> tuple[Tensor, Tensor] | None:
     """Columns that surely hold the topk best of each row, ascending, and their scores, padded with -inf: [t, c] both, c << S.
 
-    A threshold guessed from every SAMPLE-th column: all that reach it are kept, ties included, so that where they are topk or more
-    the best are among them, and choosing among few is as exact as among all. None where the guess failed, or S is too short.
+    A threshold is guessed from every SAMPLE-th column; all that reach it are kept, ties included, so that where they are topk or
+    more the best are among them, and choosing among few is as exact as among all. None where the guess failed, or S is short.
     """
     S = scores.shape[1]
     if scores.is_cuda or SAMPLED_FROM * topk > S:

@@ -86,6 +86,17 @@ def test_set_and_scores_are_bitwise_the_same_under_any_chunk_batch_and_tile(I, C
         assert torch.equal(again, whole) and torch.equal(again_scores, scores), (dots, held, width)
 
 
+@pytest.mark.parametrize("rare", (0, 3), ids=("sampled columns are the best", "sampled columns are the worst"))
+def test_a_threshold_guessed_wrong_changes_nothing(rare, generator) -> None:
+    """Long rows are judged by every SAMPLE-th column first; here that sample misleads, both ways, and half the row is ties."""
+    S, topk = 2000, 100
+    k = torch.rand(S, 1, generator=generator).round(decimals=1)
+    k[rare :: selection.SAMPLE] += 1
+    q, w, ends = torch.ones(5, 1, 1), torch.tensor([[1.0], [-1.0], [0.5], [0.0], [2.0]]), torch.tensor([S, S, 900, S, 101])
+    chosen = select_tokens(q, k, w, topk, torch.zeros(5), ends)
+    assert torch.equal(chosen, best(index_score(q, k, w), topk, torch.zeros(5).long(), ends))
+
+
 def test_scores_of_the_selected_are_those_of_the_tile(generator) -> None:
     q, k, w = inputs(30, 50, 4, 16, generator)
     chosen, scores = select_tokens(q, k, w, 12, return_scores=True)
