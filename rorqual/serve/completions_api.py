@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rorqual.chat import Piece
 from rorqual.engine.sampler import Sampled
 from rorqual.policy import StopReason
 from rorqual.serve.backend import Backend, Ending, EngineBackend, Generation, Job
@@ -26,6 +27,7 @@ class TextChoice:
     generation: Generation
     stops: StopFilter
     end_text: str
+    skip_special: bool = False
     texts: list[str] = field(default_factory=list)
     tokens: list[Sampled] = field(default_factory=list)
     ending: Ending | None = None
@@ -33,7 +35,7 @@ class TextChoice:
     async def run(self) -> AsyncIterator[str]:
         async for fragment in self.generation:
             self.tokens += [fragment.token] if fragment.token else []
-            text = "".join(p.text for piece in fragment.pieces if piece.text != self.end_text for p in self.stops.feed(piece))
+            text = "".join(p.text for piece in fragment.pieces if self._shows(piece) for p in self.stops.feed(piece))
             self.texts.append(text)
             yield text
             if self.stops.is_done:
@@ -46,6 +48,9 @@ class TextChoice:
             status, message, code = REFUSED[self.ending.stop_reason]
             raise Refusal(status, message, "prompt", code)
         yield rest
+
+    def _shows(self, piece: Piece) -> bool:
+        return not piece.is_special or (piece.text != self.end_text and not self.skip_special)
 
     @property
     def finish_reason(self) -> str:
@@ -70,7 +75,9 @@ def open_texts(request: CompletionRequest, backend: Backend, defaults: Defaults)
 
                 params = replace(params, stop_tokens=(backend.tokenizer.eos_id,))
                 end_text = backend.tokenizer.special_tokens[backend.tokenizer.eos_id]
-            choices.append(TextChoice(backend.start(Job(prompt, params)), StopFilter(request.stops), end_text))
+            choices.append(
+                TextChoice(backend.start(Job(prompt, params)), StopFilter(request.stops), end_text, request.skip_special_tokens)
+            )
     return choices
 
 

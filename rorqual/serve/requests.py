@@ -151,6 +151,9 @@ class CompletionRequest(Sampling):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: Literal[False] = False
+    skip_special_tokens: bool = False
+    """True leaves special tokens out of the text; a parser behind this endpoint needs them in."""
+    spaces_between_special_tokens: Literal[False] = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: None = None
     best_of: None = None
