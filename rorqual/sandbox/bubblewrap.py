@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rorqual.sandbox import cgroup, seccomp, view
-from rorqual.sandbox.job import Job, Outcome, end, judge, memory_of_tree, rlimits
+from rorqual.sandbox.job import Job, Outcome, end, is_ready, judge, memory_of_tree, rlimits
 from rorqual.sandbox.local import LocalSandbox
 from rorqual.sandbox.protocol import MEBIBYTE, Ended, Limits, Result, SandboxConfig, SandboxError, require_programs
 from rorqual.sandbox.uids import UidLease
@@ -175,16 +175,20 @@ class _Launched:
         self._limits = limits
         self._ending, self._is_over = threading.Lock(), False
         self._init: int | None = None
+        self._status: int | None = None
         self._init_pid = 0
         self._sampled_bytes = 0
         self._group = cgroup.open_group(limits)
         try:
             self._status = self._spawn(plan)
+            is_counted = self._group is not None and self._group.peak_bytes() is not None
+            self._job = Job(self.process, limits, self.kill, None if is_counted else self._sample, cancel, began)
+        except OSError as error:
+            self._abandon()
+            raise SandboxError(f"sandbox: no more descriptors or processes to start one with: {error.strerror}", "busy") from None
         except BaseException:
-            self._close_group()
+            self._abandon()
             raise
-        is_counted = self._group is not None and self._group.peak_bytes() is not None
-        self._job = Job(self.process, limits, self.kill, None if is_counted else self._sample, cancel, began)
 
     def _spawn(self, plan: Plan) -> int:
         """Start bubblewrap, set the limits while it waits, release it. Returns the read end of the status pipe."""
@@ -208,6 +212,20 @@ class _Launched:
             with contextlib.suppress(BrokenPipeError):
                 os.write(release, b"x")
             return os.dup(status)
+
+    def _abandon(self) -> None:
+        """After a start that failed half-way: what was started is killed, what was opened is closed."""
+        if process := getattr(self, "process", None):
+            self.kill()
+            end(process)
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream:
+                    stream.close()
+        for fd in (self._init, self._status):
+            if fd is not None:
+                os.close(fd)
+        self._close_group()
 
     def _confine(self, pid: int) -> None:
         """Set the limits on bubblewrap's child, the later pid 1 of the sandbox, which waits for us."""
@@ -233,14 +251,16 @@ class _Launched:
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
 
     def wait(self, stdin: bytes | None = b"", read_stdout: bool = True) -> Result:
+        status = self._status
+        assert status is not None
         try:
             outcome = self._job.wait(stdin, read_stdout)
-            os.set_blocking(self._status, False)
-            return self._result(outcome, _read_available(self._status))
+            os.set_blocking(status, False)
+            return self._result(outcome, _read_available(status))
         finally:
             with self._ending:
                 self._is_over = True
-                os.close(self._status)
+                os.close(status)
                 if self._init is not None:
                     os.close(self._init)
             if read_stdout:
@@ -285,7 +305,7 @@ def _child_pid(info: int, process: subprocess.Popen) -> int | None:
     """The pid of bubblewrap's child, from its own report; None where it failed before."""
     text, deadline = b"", time.monotonic() + SET_UP_S
     while b"}" not in text and time.monotonic() < deadline:
-        select.select([info], [], [], 0.02)
+        is_ready(info, select.POLLIN, 0.02)
         text += _read_available(info)
         if b"}" not in text and process_is_gone(process.pid):
             return None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from rorqual.sandbox.job import is_ready
 from rorqual.sandbox.protocol import Limits, Result, SandboxError
 
 CHUNK = 1 << 16
@@ -74,8 +75,7 @@ class PipedHandle:
         data, deadline = memoryview(line.encode() + b"\n"), time.monotonic() + SEND_S
         fd = self._process.stdin.fileno()  # type: ignore[union-attr]
         while data:
-            _, ready, _ = select.select([], [fd], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not is_ready(fd, select.POLLOUT, deadline - time.monotonic()):
                 raise SandboxError(f"sandbox: the program read no input for {SEND_S:g} s", "timeout")
             try:
                 data = data[os.write(fd, data[:CHUNK]) :]
@@ -98,8 +98,7 @@ class PipedHandle:
 
     def _read(self, deadline: float | None) -> bytes:
         fd = self._process.stdout.fileno()  # type: ignore[union-attr]
-        patience = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([fd], [], [], patience)[0]:
+        if not is_ready(fd, select.POLLIN, None if deadline is None else deadline - time.monotonic()):
             raise SandboxError("sandbox: the program did not answer in time", "timeout")
         data = os.read(fd, CHUNK)
         if not data:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import selectors
 import signal
 import subprocess
@@ -60,6 +61,13 @@ class Job:
         self.outcome = Outcome()
         self._killed_at: float | None = None
         self._is_rolling = False
+        # Taken now, so that a machine out of descriptors fails the start and not the wait.
+        self._selector = selectors.DefaultSelector()
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            self._selector.close()
+            raise
 
     def wait(self, stdin: bytes | None = b"", read_stdout: bool = True) -> Outcome:
         """Pump until the process is gone. stdin None leaves that pipe to another.
@@ -67,15 +75,14 @@ class Job:
         read_stdout False does so too, for a server; its standard error may then be of any length, and the end of it is kept.
         """
         self._is_rolling = not read_stdout
-        pidfd = os.pidfd_open(self.process.pid)
-        with selectors.DefaultSelector() as selector:
-            try:
-                selector.register(pidfd, selectors.EVENT_READ)
-                self._register(selector, stdin, read_stdout)
-                while not self._step(selector, pidfd):
-                    pass
-            finally:
-                os.close(pidfd)
+        try:
+            self._selector.register(self._pidfd, selectors.EVENT_READ)
+            self._register(self._selector, stdin, read_stdout)
+            while not self._step(self._selector, self._pidfd):
+                pass
+        finally:
+            self._selector.close()
+            os.close(self._pidfd)
         self._reap()
         return self.outcome
 
@@ -187,6 +194,13 @@ class Job:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def is_ready(fd: int, event: int, timeout_s: float | None) -> bool:
+    """Wait for select.POLLIN or POLLOUT of a descriptor, however high its number; an end or an error counts as ready."""
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(None if timeout_s is None else 1000 * max(0.0, timeout_s)))
 
 
 def end(process: subprocess.Popen) -> None:

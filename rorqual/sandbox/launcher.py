@@ -85,9 +85,11 @@ def filter_calls(program: bytes, libc: ctypes.CDLL) -> None:
 
 def supervise(pid: int, plan: dict) -> int:
     """Wait for the command or for the owner's end; then kill the rest. Returns the command's wait status."""
-    watched = [plan["lifeline"], os.pidfd_open(pid)]
+    poll = select.poll()
+    for fd in (plan["lifeline"], os.pidfd_open(pid)):
+        poll.register(fd, select.POLLIN)
     while True:
-        ready, _, _ = select.select(watched, [], [], 1.0)
+        ready = [fd for fd, _ in poll.poll(1000)]
         if plan["lifeline"] in ready:
             os.kill(pid, signal.SIGKILL)
             break

@@ -49,7 +49,7 @@ class LocalSandbox:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         try:
             running = self._launch(command, env, limits or self.config.limits, cancel)
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:
             return Result(Ended.SPAWN_FAILED, None, detail=str(error))
         return running.wait(data)
 

@@ -117,7 +117,10 @@ class ProcessSandbox(LocalSandbox):
             "landlock": landlock.__file__,
             "filter": seccomp.program(is_alone=False).hex() if self.config.seccomp else "",
         }
-        return _Supervised(plan, limits, self._root, self.config.limits.disk_mb, cancel)
+        try:
+            return _Supervised(plan, limits, self._root, self.config.limits.disk_mb, cancel)
+        except OSError as error:
+            raise SandboxError(f"sandbox: can't start the launcher: {error.strerror}", "busy") from None
 
 
 class _Supervised:

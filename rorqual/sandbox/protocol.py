@@ -44,7 +44,7 @@ class Limits:
     address_space_mb: int | None = None
     """Each process's address space. None: memory_mb. 0: no limit, for runtimes that reserve more than they use."""
     processes: int = 64
-    """Processes and threads at one time."""
+    """Processes and threads at one time. As root all runs of a sandbox that go on at once share this count: their uid is one."""
     open_files: int = 256
     file_mb: int = 64
     """The largest single file."""

@@ -32,6 +32,8 @@ class Interpreter:
     """The interpreter's path inside."""
     outside: str
     """The interpreter's path on the machine, links resolved."""
+    libraries: str | None = None
+    """The directory inside of its shared library, where it has one outside the system's."""
 
 
 @functools.cache
@@ -44,7 +46,8 @@ def interpreter() -> Interpreter:
         raise UserError(f"sandbox: this interpreter's own program is not at {program}; run rorqual with another Python")
     if prefix == "/usr" or prefix.startswith("/usr/"):
         return Interpreter(None, program, program)
-    return Interpreter(prefix, PYTHON_HOME + program.removeprefix(prefix), program)
+    is_shared = any(Path(prefix, "lib").glob("libpython*.so*"))
+    return Interpreter(prefix, PYTHON_HOME + program.removeprefix(prefix), program, f"{PYTHON_HOME}/lib" if is_shared else None)
 
 
 def site_packages() -> str:
@@ -71,8 +74,8 @@ def environment(home: str, python_home: str | None, packages: Sequence[str], ext
         # Each thread's heap otherwise reserves 64 MB of the address space.
         "MALLOC_ARENA_MAX": "2",
     }
-    if python_home and any(Path(sys.base_prefix, "lib").glob("libpython*.so*")):
-        values["LD_LIBRARY_PATH"] = f"{python_home}/lib"
+    if python_home and (libraries := interpreter().libraries):
+        values["LD_LIBRARY_PATH"] = libraries
     if packages:
         values["PYTHONPATH"] = ":".join(packages)
     values |= extra or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -203,3 +204,28 @@ def test_two_sandboxes_never_share_a_uid() -> None:
     with create() as one, create() as two:
         uids = {box.run(["/usr/bin/id", "-u"]).stdout for box in (one, two)}
         assert len(uids) == 2 and "0\n" not in uids
+
+
+def test_descriptors_of_high_numbers_and_none_left_are_no_crash(confinement: None) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this process may not open enough files")
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        with create() as made:
+            assert made.run(["/bin/echo", "x"]).stdout == "x\n"
+            with made.start(["/bin/cat"]) as handle:
+                assert handle.ask("high", 10) == "high"
+            used = len(os.listdir("/proc/self/fd"))
+            for spare in (0, 3, 8, 10, 12):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1 + spare, hard))
+                assert made.run(["/bin/echo", "x"]).ended in (Ended.SPAWN_FAILED, Ended.EXITED)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (2000, hard))
+            assert len(os.listdir("/proc/self/fd")) == used
+            assert made.run(["/bin/echo", "x"]).stdout == "x\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
