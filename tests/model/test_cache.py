@@ -109,3 +109,21 @@ def test_two_runs_with_one_seed_are_bitwise_equal_gradients_included() -> None:
         return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("indexers", ["full", "none"])
+@torch.no_grad()
+def test_decoding_equals_prefill_bitwise_beyond_a_key_tile(indexers: str) -> None:
+    """At the sizes of a model of 65 million parameters, whose contexts span several tiles of keys and of scores."""
+    model = small_model(
+        dim=512, n_heads=8, q_lora_rank=256, kv_lora_rank=128, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
+        index_n_heads=8, index_head_dim=64, index_topk=64, moe_inter_dim=256, n_routed_experts=16, init_std=0.05,
+        inter_dim=1024, indexers=indexers,
+    )  # fmt: skip
+    tokens = random_tokens(2, 1100)
+    whole = model(tokens)
+    assert torch.equal(model(tokens[1:])[0], whole[1])
+    for sizes in ([1024] + [1] * 76, [255, 257, 1, 300, 200, 87], [600, 500]):
+        logits, _ = in_chunks(model, tokens, sizes)
+        assert torch.equal(logits, whole), f"chunks {sizes[:6]}: off by {(logits - whole).abs().max()}"
