@@ -48,7 +48,7 @@ MEANINGS = {
     "shared_output": "the shared expert of the same input",
     "ffn_output": "the dense FFN, or routed_output + shared_output; before it is added to the residual stream",
     "output": "the residual stream after the layer",
-    "input": "eh_proj [RMSNorm(embedding of token t + 1) | RMSNorm(layer 1's output at t)]: embedding first; t < T - 1",
+    "input": "eh_proj [RMSNorm(embedding of token t + 1) | RMSNorm(hidden at t)]: embedding first; t < T - 1",
 }
 
 TEXT = """# Golden vectors of the DeepSeek-V3.2 architecture

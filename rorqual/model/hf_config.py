@@ -60,6 +60,7 @@ SCALARS = {
 FLAGS = {
     "tie_embeddings": "tie_word_embeddings", "norm_topk_prob": "norm_topk_prob",
     "index_rope_interleaved": "indexer_rope_interleave", "index_hadamard": "index_hadamard",
+    "mtp_reads_normed": "mtp_reads_normed",
 }  # fmt: skip
 OTHERS = {"n_dense_layers": "first_k_dense_replace", "n_mtp_layers": "num_nextn_predict_layers", "indexers": "indexer_types"}
 THEIRS = {**SHAPE, **INDEX, **EXPERTS, **SCALARS, **FLAGS, **OTHERS}
@@ -126,6 +127,7 @@ def from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
     ours |= {"latent_norm_eps": fields.number("latent_norm_eps", LATENT_NORM_EPS)}
     ours |= {"tie_embeddings": fields.boolean("tie_word_embeddings", False)}
     ours |= {"n_mtp_layers": fields.integer("num_nextn_predict_layers", 0)}
+    ours |= {"mtp_reads_normed": fields.boolean("mtp_reads_normed", True)}
     ours |= _rope(fields) | _experts(fields) | _indexers(fields, model_type)
     if values.get("num_key_value_heads") is not None:
         fields.choice("num_key_value_heads", (ours["n_heads"],))  # fewer would be another attention: MLA has one latent for all
@@ -290,6 +292,7 @@ def to_hf(config: ModelConfig, dtype: str, spelling: Spelling = "older") -> dict
         "attention_dropout": 0.0,
         "use_cache": True,
         "num_nextn_predict_layers": config.n_mtp_layers,
+        **({} if config.mtp_reads_normed else {"mtp_reads_normed": False}),
         **_experts_to_hf(config),
         **_indexers_to_hf(config, kind),
         **_rope_to_hf(config, spelling),

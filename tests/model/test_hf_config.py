@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -84,6 +85,24 @@ def test_what_is_written_is_read_as_the_same_config(tmp_path: Path, fields: dict
     assert ("rope_parameters" in written) == (spelling == "current")
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert read_config(tmp_path) == config
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "vocab_size": 98, "dim": 49, "n_layers": 5, "n_dense_layers": 2, "inter_dim": 65, "norm_eps": 1e-5, "latent_norm_eps": 1e-5,
+    "max_positions": 257, "init_std": 0.3, "tie_embeddings": True, "n_heads": 5, "q_lora_rank": 21, "kv_lora_rank": 25,
+    "qk_nope_head_dim": 13, "qk_rope_head_dim": 6, "v_head_dim": 11, "rope_theta": 77.0, "yarn": YarnConfig(2.0, 9, 31.0, 2.0),
+    "indexers": ("full", "none", "full", "full"), "index_n_heads": 5, "index_head_dim": 32, "index_topk": 8,
+    "index_rope_interleaved": True, "index_hadamard": True, "n_routed_experts": 9, "n_shared_experts": 2,
+    "n_activated_experts": 3, "moe_inter_dim": 17, "n_expert_groups": 2, "n_limited_groups": 3, "route_scale": 1.5,
+    "norm_topk_prob": False, "route_eps": 1e-10, "n_mtp_layers": 0, "mtp_reads_normed": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_field_survives_being_written_and_read(name: str) -> None:
+    config = small(**{name: OTHER_VALUES[name]})
+    assert config != small()
+    assert from_hf(json.loads(json.dumps(to_hf(config, "bf16"))), "config.json") == config
 
 
 @pytest.mark.parametrize("spelling", ["older", "current"])
