@@ -46,6 +46,7 @@ class StreamParser:
             raise ChatError("mode", f"expected tolerant or strict, found {mode!r}")
         self._out: list[Delta] = []
         self._held = ""  # the end of the text so far, which may be the beginning of a marker
+        self._ends_partial = False  # the text given to the machine ends like the beginning of a marker, and a marker may follow
         schemas = Schemas(tools) if tools else None
         machine = StrictMachine if mode == "strict" else TolerantMachine
         self._machine = machine(self._out, thinking, schemas, new_id, drop_unknown)
@@ -111,13 +112,16 @@ class StreamParser:
             before = text[at : match.start()]
             if before:
                 machine.text(before)
-            machine.mark(match.group(), bool(before) and partial_suffix(before) > 0)
+                self._ends_partial = partial_suffix(before) > 0
+            machine.mark(match.group(), self._ends_partial)
+            self._ends_partial = False
             at = match.end()
         held = partial_suffix(text[at:] if at else text)
         end = len(text) - held
         self._held = text[end:]
         if end > at:
             machine.text(text[at:end])
+            self._ends_partial = held > 0 and partial_suffix(text[at:end]) > 0
 
     def _feed_special(self, text: str) -> None:
         if text not in SPECIAL_TOKENS:

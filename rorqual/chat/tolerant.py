@@ -114,7 +114,7 @@ class TolerantMachine:
             if not text:
                 return
             self._is_after_block = False
-            self._report("text_after_calls", text)
+            self._report("text_after_calls", "")
         text = self._newlines + text
         kept = text.rstrip("\n")
         kept = text[: max(len(kept), len(text) - 2)]
@@ -240,7 +240,7 @@ class TolerantMachine:
             return
         if self._state == BLOCK and self._is_bare:
             self._go(CONTENT)
-            self._report("text_after_calls", shown)
+            self._report("text_after_calls", "")
             self._prose(shown)
         elif self._state == INVOKE and shown[0] == "{" and not (self._parameters or self._junk):
             self._state, self._value, self._head, self._has_given_head = BODY, JsonStream(), "", False
