@@ -13,6 +13,7 @@ pid namespace, so when it is gone, all are gone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ from rorqual.sandbox.uids import UidLease
 from rorqual.sandbox.workspace import Workspace
 
 PROGRAMS = ("bwrap", "setpriv", "nsenter", "unshare")
+LOWEST_FD = 10
 SET_UP_S = 20.0
 """How long bubblewrap may take to be ready; only a machine out of memory or processes comes near."""
 USER_UID = "1000"
@@ -318,10 +320,16 @@ def process_is_gone(pid: int) -> bool:
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
-    ends = os.pipe()
-    for fd in ends:
+    """Both ends at descriptors above 9: FIRST takes 8 and 9 for itself, and what stood there would be lost."""
+    low = os.pipe()
+    try:
+        read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_FD) for fd in low)
+    finally:
+        for fd in low:
+            os.close(fd)
+    for fd in (read, write):
         stack.callback(os.close, fd)
-    return ends
+    return read, write
 
 
 def _filled_pipe(stack: contextlib.ExitStack, data: bytes) -> int:
