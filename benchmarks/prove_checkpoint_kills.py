@@ -22,7 +22,7 @@ import torch
 from rorqual.model import ModelConfig, Transformer, load_model
 from rorqual.model.weights import save_model
 
-SECONDS = 200
+SECONDS = 230
 QUICK_SECONDS = 60
 CONFIG = ModelConfig(
     vocab_size=512, dim=128, n_layers=3, n_dense_layers=1, inter_dim=256, max_positions=512, n_heads=4, q_lora_rank=64,
