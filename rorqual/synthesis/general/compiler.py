@@ -119,8 +119,8 @@ def build_world(config: CompilerConfig, index: int) -> Built:
     tools = session.tools
     payload["domain"] = encode(domain)
     payload["structure"] = parts(domain, tools)
-    print_ = fingerprint(domain, tools)
-    world = World(f"g-{print_}", FAMILY, payload, print_, domain.plan.names, domain.provenance)
+    print_of = fingerprint(domain, tools)
+    world = World(f"g-{print_of}", FAMILY, payload, print_of, domain.plan.names, domain.provenance)
     session.world = world
     confined = WorldSession(world, config.isolation) if config.isolation != "none" else None
     return Built(config, index, domain, rows, hidden, world, session, confined)
@@ -172,7 +172,7 @@ def make_draft(built: Built, rng: random.Random) -> Draft | None:
     names = list(OPERATORS)
     for _ in range(aim):
         rng.shuffle(names)
-        harder = next((d for d in (_escalated(built, draft, name, proposer, rng) for name in names[:6]) if d), None)
+        harder = next((d for d in (_escalated(built, draft, name, proposer, rng) for name in names) if d), None)
         if harder is None:
             break
         draft = harder
@@ -211,10 +211,10 @@ def _escalated(built: Built, draft: Draft, name: str, proposer: Proposer, rng: r
     if not _is_sound(built, replace(proposer, exact=exact), harder):
         return None
     harder = _with_tools(built, proposer, harder)
-    rate = measure(built, harder, rng).pass_rate
+    rate = round(measure(built, harder, rng).pass_rate, 4)
     if not 0 < rate < draft.pass_rates[-1]:
         return None
-    return replace(harder, pass_rates=(*draft.pass_rates, round(rate, 4)))
+    return replace(harder, pass_rates=(*draft.pass_rates, rate))
 
 
 def _is_sound(built: Built, proposer: Proposer, draft: Draft) -> bool:

@@ -319,8 +319,7 @@ def verifier_source(domain: Domain, goal: Goal) -> str:
     body = ["tables = initial", 'by = {name: {r["id"]: r for r in rows} for name, rows in tables.items()}', "new, puts = [], {}"]
     for i, step in enumerate(goal.steps):
         body += _facts(domain, formula, i, step)
-    body.append(f"reasons = frame(initial, final, new, puts, {set(domain.derived_columns)!r})" if domain.derived_columns
-                else "reasons = frame(initial, final, new, puts, ())")  # fmt: skip
+    body.append(f"reasons = frame(initial, final, new, puts, {sorted(domain.derived_columns)!r})")
     for d in domain.derived:
         given = (d.table, d.column, d.child, d.ref, d.base, d.value, d.state, d.states)
         body.append(f"reasons += invariant(final, {', '.join(map(repr, given))})")

@@ -222,7 +222,7 @@ def _arg(path: str) -> Any:
 
 def lay_trap(draft: Draft, proposer: Proposer, rng: random.Random) -> Draft | None:
     """A tool with a tempting name does the deed and something irreversible besides."""
-    if not draft.goal.steps or draft.decoys:
+    if not draft.goal.steps or draft.decoys or rng.random() < 0.6:  # else nearly every task would have one: it always works
         return None
     domain = proposer.domain
     action = domain.action(draft.goal.steps[0].action)

@@ -39,6 +39,8 @@ PYTHON_TYPES = {"int": "int", "enum": "str", "ref": "str", "text": "str", "date"
 def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
+    if noun.endswith("f"):
+        return noun[:-1] + "ves"
     return noun + ("es" if noun.endswith(("s", "ch", "x")) else "s")
 
 

@@ -1,0 +1,72 @@
+"""Make verified agent tasks: rorqual synthesize --family general --count 100 --out runs/tasks
+
+Every task is proven by execution before it is kept, and stands in DIR/tasks.jsonl with the result of each gate. The same
+command goes on where it was killed. With --endpoint, a model behind any OpenAI-compatible API plays the builder, the proposer and
+the solver; without it, programs do. --set changes the family's own settings, such as --set compact_share=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from rorqual.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--family", required=True, help="general, search, code or interpreter")
+    parser.add_argument("--count", type=int, required=True, help="how many accepted tasks")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the store is; a store that exists is added to")
+    parser.add_argument("--seed", type=int, default=0, help="one seed gives one set, byte for byte")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--endpoint", metavar="URL", help="base URL of an OpenAI-compatible API; its key is read from OPENAI_API_KEY")
+    parser.add_argument("--model", default="", help="the model's name at the endpoint")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="a setting of the family")
+    parser.add_argument("--export", action="append", default=[], metavar="KIND=PATH",
+                        help="also write parquet=FILE, jsonl=FILE, verifiers=DIR or harbor=DIR")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rorqual.runlog import RunLog
+    from rorqual.synthesis import Request, maker
+    from rorqual.tasks import Store
+
+    if args.count < 1 or args.workers < 1:
+        raise UsageError("--count and --workers: expected at least 1")
+    log = RunLog(args.out, quiet=args.json)
+    log.event("begin", command="synthesize", family=args.family, count=args.count, seed=args.seed)
+    with log.progress(f"synthesize {args.family}", args.count) as bar:
+
+        def advance(done: int, note: str) -> None:
+            bar.advance(min(done, args.count) - bar.done, note)
+
+        request = Request(
+            args.count, Store(args.out), args.seed, args.workers, args.endpoint, args.model, tuple(args.overrides), advance
+        )
+        report = dict(maker(args.family).synthesize(request))
+    log.event("synthesized", **report)
+    for export in args.export:
+        _export(request.store, export)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report, args.out)
+    return 0
+
+
+def _export(store: object, wish: str) -> None:
+    from rorqual.tasks.exports import EXPORTS
+
+    kind, _, path = wish.partition("=")
+    if kind not in EXPORTS or not path:
+        raise UsageError(f"--export {wish}: expected KIND=PATH with KIND one of {', '.join(EXPORTS)}")
+    EXPORTS[kind](store, path)
+
+
+def _print(report: dict, out: str) -> None:
+    for name, value in report.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:>16}  {text}")
+    print(f"{'stored in':>16}  {out}", file=sys.stderr)
