@@ -91,8 +91,8 @@ def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int,
 
 
 def pad_heads(q: Tensor) -> Tensor:
-    """q [t, H, D] with zero heads up to a multiple of 4 on CPU: with other counts the bits were seen to depend on where in memory,
-    and so in which place of a tile, a query stands (torch 2.13 on AMD: one thread below 4 heads, two threads with 5 to 7)."""
+    """q [t, H, D] with zero heads up to a multiple of 4 on CPU: with other counts the bits were seen to depend on where in
+    memory, so in which place of a tile, a query stands (torch 2.13 on AMD: one thread below 4 heads, two threads with 5 to 7)."""
     missing = 0 if q.is_cuda else -q.shape[1] % 4
     return F.pad(q, (0, 0, 0, missing)) if missing else q
 
