@@ -1,9 +1,10 @@
 """Recall documents: keys and values far apart, so that retrieval is learned, and can be measured.
 
-A fact is a line `@ VALUE KEY`; a question is a line `? KEY`, and its answer is the fact's value. Between the facts stands
-filler: real text where there is any. KEY and VALUE are words of one token each where the tokenizer has them (one trained
-with recall documents in its text does; tiny models never learn to copy names of several tokens). A repeat is a line of
-words, and the same line again. Only answers are trained on: what is drawn at random, nothing could predict.
+A fact is `@ VALUE KEY`; a question is `? KEY`, and its answer is the fact's value (the value comes first in a fact because
+that is what a small model learns soonest: it finds the same key, and what stood before it). Between the facts stands filler:
+real text where there is any. KEY and VALUE are words of one token each where the tokenizer has them (one trained with recall
+documents in its text does; tiny models never learn to copy names of several tokens). A repeat is a line of words, and the
+same line again. Only answers are trained on: what is drawn at random, nothing could predict.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class Vocabulary:
 
     @property
     def fact_len(self) -> int:
-        """Tokens of one fact, from its marker to its line end."""
-        return len(self.fact) + len(self.keys[0]) + len(self.values[0]) + len(self.end)
+        """Tokens of one fact with its marker."""
+        return len(self.fact) + len(self.keys[0]) + len(self.values[0])
 
     @property
     def question_len(self) -> int:
@@ -171,12 +172,12 @@ def assemble(
     """fillers[i] stands before fact i, the last one before the questions; `asked` numbers the facts in question order."""
     tokens, answers = list(vocabulary.bos), []
     for (key, value), filler in zip(facts, fillers[:-1], strict=True):
-        tokens += [*filler, *vocabulary.fact, *vocabulary.values[value], *vocabulary.keys[key], *vocabulary.end]
+        tokens += [*filler, *vocabulary.fact, *vocabulary.values[value], *vocabulary.keys[key]]
     tokens += fillers[-1]
     for key, value in (facts[i] for i in asked):
         tokens += [*vocabulary.question, *vocabulary.keys[key]]
         answers += range(len(tokens), len(tokens) + len(vocabulary.values[value]))
-        tokens += [*vocabulary.values[value], *vocabulary.end]
+        tokens += vocabulary.values[value]
     tokens += vocabulary.eos
     marks = np.zeros(len(tokens), dtype=bool)
     marks[answers] = True
@@ -199,8 +200,8 @@ def sample_text(rng: np.random.Generator, count: int) -> list[str]:
     texts = []
     for _ in range(count):
         words = [WORDS[i] for i in rng.permutation(len(WORDS))[:24]]
-        facts = [f" {key} {value}\n" for key, value in zip(words[:12], words[12:], strict=True)]
-        texts.append("".join(f"@{fact}" for fact in facts) + "".join(f"?{facts[i]}" for i in rng.permutation(12)))
+        facts = "".join(f"@ {value} {key}" for key, value in zip(words[:12], words[12:], strict=True))
+        texts.append(facts + "".join(f"? {words[i]} {words[12 + i]}" for i in rng.permutation(12)))
     return texts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,10 +93,11 @@ def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:
 def begin(config: Any, place: Place, init: Path | None = None) -> None:
     """Start a stage's directory, or go on in it. Raises UserError where it was begun with other settings or another `init`."""
     path, origin = place.directory / "config.toml", place.directory / "init.txt"
+    source = "none" if init is None else os.path.relpath(init, place.directory)
     if path.exists():
         old, new = _flat(tomllib.loads(path.read_text(encoding="utf-8"))), _flat(tomllib.loads(dump(config)))
         if origin.exists():
-            old, new = old | {"init": origin.read_text(encoding="utf-8")}, new | {"init": str(init)}
+            old, new = old | {"init": origin.read_text(encoding="utf-8")}, new | {"init": source}
         names = [name for name in sorted(old.keys() | new.keys()) if name.split(".")[-1] not in FREE]
         differing = [f"{name} (was {old.get(name)}, is {new.get(name)})" for name in names if old.get(name) != new.get(name)]
         if differing:
@@ -103,7 +105,7 @@ def begin(config: Any, place: Place, init: Path | None = None) -> None:
     place.world.barrier()
     if place.world.is_main:
         place.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(origin, str(init))
+        write_atomically(origin, source)
     place.log.begin(config)
 
 

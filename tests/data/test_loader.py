@@ -20,8 +20,8 @@ from rorqual.errors import UserError
 
 
 def some_documents(lengths: list[int]) -> Documents:
-    """Document i holds the tokens 1000 i, 1000 i + 1, ..."""
-    tokens = np.concatenate([1000 * i + np.arange(n) for i, n in enumerate(lengths)])
+    """Document i holds the tokens 1000 (i + 1), 1000 (i + 1) + 1, ..."""
+    tokens = np.concatenate([1000 * (i + 1) + np.arange(n) for i, n in enumerate(lengths)])
     return Documents(tokens, np.cumsum([0, *lengths]))
 
 
@@ -55,7 +55,7 @@ def test_documents_of_a_row_are_numbered_and_never_run_together():
 
 def test_a_document_longer_than_the_row_goes_on_in_the_next_one():
     source = TextSource(some_documents([20]), 8, seed=0)
-    assert source.row(0).tokens.tolist() == list(range(8)) and source.row(1).tokens.tolist() == list(range(8, 16))
+    assert source.row(0).tokens.tolist() == list(range(1000, 1008)) and source.row(1).tokens.tolist() == list(range(1008, 1016))
 
 
 def test_a_corpus_that_fills_no_row_is_refused():
@@ -142,7 +142,7 @@ def test_a_needle_has_the_asked_length_and_depth_and_one_answer(vocabulary, dept
     document = needle(vocabulary, np.random.default_rng(5), 200, depth, filler)
     tokens = document.tokens.tolist()
     (answer,) = np.flatnonzero(document.answers)
-    assert len(tokens) == 200 and answer == 200 - 3
+    assert len(tokens) == 200 and answer == 200 - 2
     fact = next(i for i in range(answer - 3) if (tokens[i], tokens[i + 2]) == (vocabulary.fact[0], tokens[answer - 1]))
     assert tokens[fact + 1] == tokens[answer] and abs(fact / 200 - depth) < 0.13
     with pytest.raises(UserError, match="at least"):
