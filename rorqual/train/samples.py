@@ -1,0 +1,192 @@
+"""From trajectories' samples to padded batches, and their log-probs under a model with everything replayed.
+
+The trainer computes what the sampler computed: the same ids, the same experts (gates from the current scores), the same
+selected keys, the same kept set and temperature. Each replay has a switch, for the laboratory that shows what it is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rorqual.errors import require
+from rorqual.kernels.logprobs import token_logprobs
+from rorqual.model.call import AttentionMode
+from rorqual.model.replay import Replay
+from rorqual.model.trace import IndexLossKind, Trace
+from rorqual.model.transformer import Transformer
+from rorqual.rollout.trajectory import Sample
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What of the sampler's decisions the trainer takes over."""
+
+    routing: bool = True
+    """Keep Routing: the experts of each token."""
+    selection: bool = True
+    """The keys each query selected; the engine must have recorded them."""
+    kept_tokens: bool = True
+    """Keep Sampling Mask: renormalise over the kept set."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample with its advantage; `trajectory` joins the samples of one, `domain` has beta and delta of its own."""
+
+    sample: Sample
+    advantage: float
+    trajectory: int
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """N samples padded to T tokens. Predictions are of tokens[:, 1:], so log-probs and masks are [N, T - 1]."""
+
+    tokens: Tensor  # int64 [N, T]
+    documents: Tensor  # int64 [N, T - 1] of the inputs: 0, -1 where padded
+    mask: Tensor  # bool [N, T - 1]
+    sampler_logprobs: Tensor  # float32 [N, T - 1]
+    advantages: Tensor  # float32 [N]
+    trajectories: Tensor  # int64 [N]
+    temperatures: Tensor  # float32 [N]
+    kept: tuple[Tensor, Tensor]  # ids and offsets over the flat [N * (T - 1)] predictions
+    replay: Replay
+    domains: tuple[str, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    max_tokens: int = 16384
+    """Padded tokens of one micro-batch; a longer sample is a micro-batch of its own."""
+
+    def __post_init__(self) -> None:
+        require(self, max_tokens=(self.max_tokens >= 1, "at least 1"))
+
+
+def micro_batches(items: Sequence[Item], limits: BatchLimits) -> list[list[Item]]:
+    """Items by length into micro-batches whose padded size stays within the limit. Samples of one trajectory stay together:
+    their 1 / length and the masking's mean run over all of them."""
+    chains: dict[int, list[Item]] = {}
+    for item in items:
+        chains.setdefault(item.trajectory, []).append(item)
+    ordered = sorted(chains.values(), key=lambda chain: (-max(len(i.sample) for i in chain), chain[0].trajectory))
+    batches: list[list[Item]] = []
+    for chain in ordered:
+        widest = max(len(i.sample) for i in [*(batches[-1] if batches else ()), *chain])
+        if batches and widest * (len(batches[-1]) + len(chain)) <= limits.max_tokens:
+            batches[-1].extend(chain)
+        else:
+            batches.append(list(chain))
+    return batches
+
+
+def sample_batch(items: Sequence[Item], device: torch.device, replay: ReplayConfig | None = None) -> SampleBatch:
+    """Pad a micro-batch. Raises ValueError where a replay is asked for and a sample did not record it."""
+    replay = replay or ReplayConfig()
+    samples = [item.sample for item in items]
+    width = max(len(sample) for sample in samples)
+    tokens = _padded([s.tokens for s in samples], width, 0)
+    lengths = torch.tensor([len(s) for s in samples])
+    places = torch.arange(width - 1)
+    documents = torch.where(places < lengths[:, None] - 1, 0, -1)
+    kept = _kept(samples, width, replay.kept_tokens)
+    return SampleBatch(
+        tokens.to(device),
+        documents.to(device),
+        _padded([s.mask for s in samples], width, False)[:, 1:].to(device),
+        _padded([s.logprobs for s in samples], width, 0.0)[:, 1:].to(device),
+        torch.tensor([item.advantage for item in items], dtype=torch.float32, device=device),
+        torch.tensor([item.trajectory for item in items], device=device),
+        torch.tensor([s.temperature for s in samples], dtype=torch.float32, device=device),
+        (kept[0].to(device), kept[1].to(device)),
+        _replay(samples, width, replay, device),
+        tuple(item.domain for item in items),
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probs [N, T - 1] of the sampled tokens (0 elsewhere), their distributions' entropies, and what the forward told."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    trace: Trace
+
+
+def score(
+    model: Transformer,
+    batch: SampleBatch,
+    index_loss: IndexLossKind = "none",
+    mode: AttentionMode | None = None,
+) -> Scored:
+    """What the model thinks of a batch's sampled tokens, with the batch's replay; differentiable in the model's weights."""
+    trace = Trace(index_loss=index_loss)
+    inputs = batch.tokens[:, :-1]
+    states = model.states(inputs, documents=batch.documents, replay=batch.replay, trace=trace, mode=mode or AttentionMode())
+    rows = states.rows
+    targets = torch.where(batch.mask, batch.tokens[:, 1:], -1)
+    temperature = batch.temperatures[:, None].expand_as(targets)
+    order = rows.places if rows.places is not None else torch.arange(targets.numel(), device=targets.device)
+    kept = _rows_of(batch.kept, order)
+    logprobs, entropies = token_logprobs(
+        states.hidden, model.head.weight, rows.pack(targets), rows.pack(temperature), kept, return_entropy=True
+    )
+    return Scored(rows.unpack(logprobs), rows.unpack(entropies), trace)
+
+
+def _padded(arrays: Sequence[np.ndarray], width: int, fill: float | bool) -> Tensor:
+    padded = np.full((len(arrays), width, *arrays[0].shape[1:]), fill, dtype=arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        padded[row, : len(array)] = array
+    return torch.from_numpy(padded)
+
+
+def _kept(samples: Sequence[Sample], width: int, wanted: bool) -> tuple[Tensor, Tensor]:
+    """The kept sets of all predictions, flat; those of padding and of unsampled tokens are empty (they keep everything)."""
+    rows: list[np.ndarray] = []
+    for sample in samples:
+        own = [sample.kept.row(t) if wanted and sample.mask[t] else sample.kept.tokens[:0] for t in range(1, len(sample))]
+        rows += own + [sample.kept.tokens[:0]] * (width - 1 - len(own))
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    tokens = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64)
+    return torch.from_numpy(tokens), torch.from_numpy(offsets)
+
+
+def _rows_of(kept: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The ragged rows at the given places, in that order."""
+    tokens, offsets = kept
+    begins, lengths = offsets[:-1][rows], (offsets[1:] - offsets[:-1])[rows]
+    chosen = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    within = torch.arange(int(chosen[-1]), device=rows.device) - chosen[:-1].repeat_interleave(lengths)
+    return tokens[begins.repeat_interleave(lengths) + within], chosen
+
+
+def _replay(samples: Sequence[Sample], width: int, wanted: ReplayConfig, device: torch.device) -> Replay:
+    """Of the inputs: all tokens but the last of each row."""
+    experts = selected = None
+    if wanted.routing and samples[0].routed_experts is not None:
+        experts = _padded([_recorded(s.routed_experts, "routed experts") for s in samples], width, -1)[:, :-1].long().to(device)
+    elif wanted.routing:
+        raise ValueError("replay.routing: the samples hold no routed experts; sample with record_routed_experts")
+    if wanted.selection and samples[0].selected_indices is not None:
+        layers = zip(*[_recorded(s.selected_indices, "selected indices") for s in samples], strict=True)
+        selected = [_padded(list(layer), width, -1)[:, :-1].to(device) for layer in layers]
+    elif wanted.selection:
+        raise ValueError("replay.selection: the samples hold no selections; sample with record_selected_indices")
+    return Replay(experts, selected)
+
+
+def _recorded(value, what: str):
+    if value is None:
+        raise ValueError(f"replay: one of the samples holds no {what}, the others do")
+    return value
