@@ -129,17 +129,16 @@ class Host:
         self.db.execute("COMMIT")
         self.image = self.db.serialize()
         self.initial = self.rows()
-        self.tools = {}
-        for text in source:
-            self.add_tools(text)
+        self.tools = self.functions(source)
         return {"tools": self.schemas()}
 
-    def add_tools(self, text):
+    def functions(self, source):
+        """name -> (function, schema). Later texts see what earlier ones define, and may define it anew."""
         space = {"db": self.db, "ToolError": ToolError, "new_id": self.new_id, "__name__": "tools"}
-        exec(compile(text, "<tools>", "exec"), space)
-        for name, function in space.items():
-            if isinstance(function, types.FunctionType) and not name.startswith("_") and function.__module__ == "tools":
-                self.tools[name] = (function, schema_of(function))
+        for text in source:
+            exec(compile(text, "<tools>", "exec"), space)
+        own = {name: f for name, f in space.items() if isinstance(f, types.FunctionType) and f.__module__ == "tools"}
+        return {name: (f, schema_of(f)) for name, f in own.items() if not name.startswith("_")}
 
     def new_id(self, prefix):
         """An id that can't be guessed from others: from the database's salt and the number of ids given since the reset."""

@@ -147,7 +147,9 @@ class WorldSession:
         calls: list[ToolCall] = []
 
         def call(name: str, arguments: dict[str, Any]) -> Any:
-            calls.append(ToolCall(name, arguments, '{"error": "unknown_tool"}') if name == without else self.call(name, arguments))
+            calls.append(
+                ToolCall(name, arguments, '{"error": "unknown_tool"}') if name == without else self.call(name, arguments)
+            )
             return _parsed(calls[-1].observation)
 
         self.reset()

@@ -56,7 +56,9 @@ def _random(attempt: Attempt, rng: random.Random, count: int) -> str | None:
     tools = writes(attempt.task)
     for _ in range(count if tools else 0):
         function = rng.choice(tools)
-        attempt.call(function["name"], {name: _drawn(name, s, rows, rng) for name, s in function["parameters"]["properties"].items()})
+        attempt.call(
+            function["name"], {name: _drawn(name, s, rows, rng) for name, s in function["parameters"]["properties"].items()}
+        )
     values = [str(value) for found in rows.values() for row in found for value in row.values()]
     return rng.choice(values) if values else None
 

@@ -1,6 +1,6 @@
 """The compiler: from a plan to a world and its tasks, each proven by every gate. One index is one unit of work.
 
-    plan -> domain -> rows -> tools -> goal -> exact solution -> solution() and verify() -> escalate, measured -> gates -> record
+plan -> domain -> rows -> tools -> goal -> exact solution -> solution() and verify() -> escalate, measured -> gates -> record
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,7 +74,8 @@ class Built:
     world: World
     session: WorldSession
     confined: WorldSession | None = None
-    _memory: dict[str, Any] = field(default_factory=dict)
+    tool_names: frozenset[str] = frozenset()
+    """Of the world's own tools."""
 
     @cached_property
     def db(self) -> sqlite3.Connection:
@@ -123,7 +124,8 @@ def build_world(config: CompilerConfig, index: int) -> Built:
     world = World(f"g-{print_of}", FAMILY, payload, print_of, domain.plan.names, domain.provenance)
     session.world = world
     confined = WorldSession(world, config.isolation) if config.isolation != "none" else None
-    return Built(config, index, domain, rows, hidden, world, session, confined)
+    names = frozenset(tool["function"]["name"] for tool in tools)
+    return Built(config, index, domain, rows, hidden, world, session, confined, names)
 
 
 def compile_world(config: CompilerConfig, index: int, known: frozenset[tuple[int, ...]] = frozenset()) -> Iterator[Record]:
@@ -200,7 +202,9 @@ def _escalated(built: Built, draft: Draft, name: str, proposer: Proposer, rng: r
         harder = OPERATORS[name](draft, proposer, rng)
         if harder is None:
             return None
-        exact = Exact(built.domain, database(built.world.payload, dict(harder.added_rows))) if harder.added_rows else proposer.exact
+        exact = (
+            Exact(built.domain, database(built.world.payload, dict(harder.added_rows))) if harder.added_rows else proposer.exact
+        )
         solution = exact.solve(harder.goal)
     except (Unsolvable, LookupError):
         return None
@@ -265,7 +269,9 @@ def make_task(built: Built, draft: Draft, task_id: str, rng: random.Random) -> T
     register = "terse" if built.domain.plan.is_compact else rng.choice(REGISTERS)
     goal = draft.goal
     prompt = Realiser(built.domain, register).prompt(goal, rng)
-    system = [] if built.domain.plan.is_compact else [{"role": "system", "content": system_message(built.domain, goal, draft.rules)}]
+    system = (
+        [] if built.domain.plan.is_compact else [{"role": "system", "content": system_message(built.domain, goal, draft.rules)}]
+    )
     if built.domain.plan.is_compact and goal.clauses:
         prompt += " " + " ".join(Realiser(built.domain, register).clause(built.domain.clauses[i]) for i in goal.clauses)
     tools = shown_tools(built, draft)
@@ -279,6 +285,7 @@ def make_task(built: Built, draft: Draft, task_id: str, rng: random.Random) -> T
         "operators": list(draft.operators),
         "pass_rates": list(draft.pass_rates),
         "decoys": dict(draft.decoys),
+        "synthesised_tools": sorted(set(draft.added_tools) - built.tool_names - set(dict(draft.decoys).values())),
         "has_distractors": any(not name.startswith("_") for name in draft.added_rows),
         **_overlay(draft).payload,
     }
@@ -292,7 +299,18 @@ def make_task(built: Built, draft: Draft, task_id: str, rng: random.Random) -> T
     }
     messages = (*system, {"role": "user", "content": prompt})
     provenance = built.world.provenance
-    return Task(task_id, FAMILY, messages, tools, built.world.id, payload, len(draft.operators), max(12, 2 * gold_calls + 8), tags, provenance)
+    return Task(
+        task_id,
+        FAMILY,
+        messages,
+        tools,
+        built.world.id,
+        payload,
+        len(draft.operators),
+        max(12, 2 * gold_calls + 8),
+        tags,
+        provenance,
+    )
 
 
 def shown_tools(built: Built, draft: Draft) -> tuple[dict[str, Any], ...]:
@@ -332,7 +350,9 @@ def planner_for(domain: Domain, payload: dict[str, Any]) -> Callable[[random.Ran
     goal = decode(payload["goal"])
 
     def make(rng: random.Random, skill: float) -> Planner:
-        return Planner(domain, goal, rng, skill, decoys=payload.get("decoys", {}), has_distractors=payload.get("has_distractors", False))
+        return Planner(
+            domain, goal, rng, skill, decoys=payload.get("decoys", {}), has_distractors=payload.get("has_distractors", False)
+        )
 
     return make
 

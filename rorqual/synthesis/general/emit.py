@@ -12,7 +12,7 @@ from rorqual.synthesis.general.domain import Domain
 from rorqual.synthesis.general.goals import Ask, Const, Diff, Goal, Pick, Selector, Step
 from rorqual.synthesis.general.surface import parent_column, reader_names
 
-VERIFIER_PRELUDE = '''
+VERIFIER_PRELUDE = """
 def closure(edges, source, target, have, node):
     needed, waiting = [], [node]
     while waiting:
@@ -73,7 +73,7 @@ def frame(initial, final, new, puts, free):
                     if after[key][column] != expected:
                         reasons.append(f"{table} {key}: {column} is {after[key][column]!r}, expected {expected!r}")
     return reasons
-'''
+"""
 
 
 class Formula:
@@ -114,7 +114,11 @@ class Formula:
 
     def target(self, step: int, param: str) -> str:
         value = self.goal.steps[step].args.get(param)
-        return value.selector.table if isinstance(value, Pick) else self.domain.action(self.goal.steps[step].action).param(param).target
+        return (
+            value.selector.table
+            if isinstance(value, Pick)
+            else self.domain.action(self.goal.steps[step].action).param(param).target
+        )
 
     def atom(self, table: str, atom: Atom, step: int) -> str:
         left = self.path(table, "r", atom.path)
@@ -324,7 +328,11 @@ def verifier_source(domain: Domain, goal: Goal) -> str:
         given = (d.table, d.column, d.child, d.ref, d.base, d.value, d.state, d.states)
         body.append(f"reasons += invariant(final, {', '.join(map(repr, given))})")
     if goal.ask:
-        body += [f"expected = {formula.ask(goal.ask)}", "if not same_answer(answer, expected):", '    reasons.append("the answer is wrong")']
+        body += [
+            f"expected = {formula.ask(goal.ask)}",
+            "if not same_answer(answer, expected):",
+            '    reasons.append("the answer is wrong")',
+        ]
     return "\n".join([*lines, *_indented(body), "    return reasons", ""])
 
 
@@ -354,7 +362,9 @@ def _effects(domain: Domain, formula: Formula, action: Action, i: int) -> list[s
     """What an action's meaning says of the final state, derived columns left out: they are checked by their definitions."""
     lines = []
     for put in action.puts:
-        lines.append(f'puts["{action.param(put.param).target}", s{i}_{put.param}, "{put.column}"] = {_worth(formula, action, put.value, i)}')
+        lines.append(
+            f'puts["{action.param(put.param).target}", s{i}_{put.param}, "{put.column}"] = {_worth(formula, action, put.value, i)}'
+        )
     for move in action.moves:
         lines.append(f'puts["{action.param(move.param).target}", s{i}_{move.param}, "{move.column}"] = {move.to!r}')
     for insert in action.inserts:

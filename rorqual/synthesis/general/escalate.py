@@ -131,7 +131,11 @@ def distract(draft: Draft, proposer: Proposer, rng: random.Random) -> Draft | No
     if selector is None or not selector.order or draft.added_rows or not _is_free(selector) or "." in selector.order:
         return None
     domain, table = proposer.domain, proposer.domain.tables[selector.table]
-    breakable = [a for a in selector.atoms if a.is_constant and "." not in a.path and not a.minus and isinstance(a.value, str) and a.op == "=="]
+    breakable = [
+        a
+        for a in selector.atoms
+        if a.is_constant and "." not in a.path and not a.minus and isinstance(a.value, str) and a.op == "=="
+    ]
     if not breakable or (table.name, selector.order) in domain.derived_columns or table.column(selector.order).kind != "int":
         return None
     key = proposer.exact.pick(selector, {})
@@ -194,7 +198,9 @@ def make_flaky(draft: Draft, proposer: Proposer, rng: random.Random) -> Draft | 
         return None
     domain, name = proposer.domain, draft.goal.steps[0].action
     enforced = [c for c in domain.clauses if c.action == name and c.is_enforced]
-    source = action_source(domain, domain.action(name), enforced=enforced, is_flaky=True).replace(f'_is_busy("{name}")', f'_is_busy("{name}!")')
+    source = action_source(domain, domain.action(name), enforced=enforced, is_flaky=True).replace(
+        f'_is_busy("{name}")', f'_is_busy("{name}!")'
+    )
     busy = {"_busy": [*dict(draft.added_rows).get("_busy", []), [f"{name}!", 1]]}
     return replace(draft.with_tool(name, source), added_rows={**dict(draft.added_rows), **busy})
 
@@ -228,7 +234,12 @@ def lay_trap(draft: Draft, proposer: Proposer, rng: random.Random) -> Draft | No
     action = domain.action(draft.goal.steps[0].action)
     target = action.refs[0]
     column = next(
-        (c.name for c in domain.tables[target.target].columns if c.kind == "int" and (target.target, c.name) not in domain.derived_columns), None
+        (
+            c.name
+            for c in domain.tables[target.target].columns
+            if c.kind == "int" and (target.target, c.name) not in domain.derived_columns
+        ),
+        None,
     )
     if column is None:
         return None

@@ -148,7 +148,10 @@ class Exact:
         plan = next(p for p in self.domain.plans if isinstance(p, Closure) and p.action == step.action)
         closed = plan.closed
         (_, owner), (_, node) = bound[closed.owner_param], bound[closed.node_param]
-        have = {row[0] for row in self.db.execute(f'SELECT "{closed.node}" FROM "{closed.table}" WHERE "{closed.owner}" = ?', (owner,))}
+        have = {
+            row[0]
+            for row in self.db.execute(f'SELECT "{closed.node}" FROM "{closed.table}" WHERE "{closed.owner}" = ?', (owner,))
+        }
         owned = f'SELECT "{closed.node}" FROM "{closed.table}" WHERE "{closed.owner}" = ?'
         query = f"""WITH RECURSIVE needed(node, depth) AS (SELECT ?, 0 UNION
             SELECT e."{closed.target}", depth + 1 FROM "{closed.edges}" e JOIN needed ON e."{closed.source}" = needed.node
@@ -175,7 +178,7 @@ class Exact:
             picked.append((ask.selector.table, key))
             return str(self.worth(f"it.{ask.column}", {"it": (ask.selector.table, key)}))
         keys = self.select(ask.selector, bound)
-        if not 3 <= len(keys):
+        if not len(keys) >= 3:
             raise Unsolvable("few")
         if ask.kind == "count":
             return str(len(keys))

@@ -73,7 +73,9 @@ def tools_shown(trial: Trial) -> GateResult:
 
 def initial_fails(trial: Trial) -> GateResult:
     verdict = trial.session.verify(trial.task, [], None)
-    return GateResult("initial_fails", verdict.is_valid and not verdict.passed, "" if not verdict.passed else "the initial state passes")
+    return GateResult(
+        "initial_fails", verdict.is_valid and not verdict.passed, "" if not verdict.passed else "the initial state passes"
+    )
 
 
 def noop_fails(trial: Trial) -> GateResult:
@@ -87,7 +89,9 @@ def noop_fails(trial: Trial) -> GateResult:
 
 def gold_passes(trial: Trial) -> GateResult:
     verdict = trial.session.verify(trial.task, trial.gold.delta, trial.gold.answer)
-    return GateResult("gold_passes", verdict.passed and not trial.gold.failure, trial.gold.failure or "; ".join(verdict.reasons[:3]))
+    return GateResult(
+        "gold_passes", verdict.passed and not trial.gold.failure, trial.gold.failure or "; ".join(verdict.reasons[:3])
+    )
 
 
 def gold_repeats(trial: Trial) -> GateResult:
@@ -100,7 +104,9 @@ def gold_repeats(trial: Trial) -> GateResult:
 def journal_matches(trial: Trial) -> GateResult:
     """The database's changes are those of the logged calls: replaying the log gives the same state, call by call."""
     replay = trial.session.replay([call.pair for call in trial.gold.calls])
-    same = [call.changes for call in replay.calls] == [call.changes for call in trial.gold.calls] and replay.delta == trial.gold.delta
+    same = [call.changes for call in replay.calls] == [
+        call.changes for call in trial.gold.calls
+    ] and replay.delta == trial.gold.delta
     return GateResult("journal_matches", same)
 
 
@@ -111,7 +117,9 @@ def reordered_passes(trial: Trial) -> GateResult:
     tried = 0
     for order in orders:
         replay = trial.session.replay(order)
-        if any(call.is_error for call in replay.calls) or facts_key(replay.delta, trial.keys) != facts_key(trial.gold.delta, trial.keys):
+        if any(call.is_error for call in replay.calls) or facts_key(replay.delta, trial.keys) != facts_key(
+            trial.gold.delta, trial.keys
+        ):
             continue
         tried += 1
         if not trial.session.verify(trial.task, replay.delta, trial.gold.answer).passed:
@@ -203,7 +211,12 @@ def within_budget(trial: Trial) -> GateResult:
     calls = len(trial.gold.calls)
     size = len(canonical([trial.task.messages, trial.task.tools]))
     holds = calls <= trial.task.max_calls and (trial.task.tags.get("surface") != "compact" or size <= COMPACT_CHARS)
-    return GateResult("within_budget", holds, "" if holds else f"{calls} calls, {size} characters", {"calls": float(calls), "chars": float(size)})
+    return GateResult(
+        "within_budget",
+        holds,
+        "" if holds else f"{calls} calls, {size} characters",
+        {"calls": float(calls), "chars": float(size)},
+    )
 
 
 def confined_agrees(trial: Trial) -> GateResult:

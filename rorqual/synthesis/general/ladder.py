@@ -196,7 +196,13 @@ class Planner:
 
     def _rate(self, atom: Atom) -> float:
         plain = atom.path in ("name", "id") and atom.op == "=="
-        return 0.002 if plain else self.slips.joined if "." in atom.path or atom.minus or isinstance(atom.value, Arg) else self.slips.atom
+        return (
+            0.002
+            if plain
+            else self.slips.joined
+            if "." in atom.path or atom.minus or isinstance(atom.value, Arg)
+            else self.slips.atom
+        )
 
     def pick(self, selector: Selector, bound: dict[str, tuple[str, Any]]) -> Row:
         rows = self.select(selector, bound)
@@ -294,7 +300,9 @@ def _compare(left: Any, op: str, right: Any) -> bool:
     return {"<=": left <= right, ">=": left >= right, "<": left < right, ">": left > right}[op]
 
 
-SUPERLATIVE = re.compile(r"the (\w[\w ]*?) with the (largest|smallest|latest|earliest) ([\w ]+?)(?: \(|\.|,| over| for| to| on| in| approved|$)")
+SUPERLATIVE = re.compile(
+    r"the (\w[\w ]*?) with the (largest|smallest|latest|earliest) ([\w ]+?)(?: \(|\.|,| over| for| to| on| in| approved|$)"
+)
 
 
 @dataclass
@@ -331,7 +339,11 @@ class Searcher:
         return rows
 
     def _tool(self, task: Task, prompt: str) -> Mapping[str, Any] | None:
-        written = [t["function"] for t in task.tools if not t["function"]["name"].startswith(("list_", "search_", "get_", "count_", "submit"))]
+        written = [
+            t["function"]
+            for t in task.tools
+            if not t["function"]["name"].startswith(("list_", "search_", "get_", "count_", "submit"))
+        ]
         said = set(re.findall(r"\w+", prompt.lower()))
         return max(written, key=lambda f: len(said & set(re.findall(r"\w+", f["description"].lower()))), default=None)
 
@@ -366,7 +378,12 @@ class LadderReport:
 
 
 def climb(
-    session: WorldSession, task: Task, planner: Callable[[random.Random, float], Planner], searcher: Searcher | None, attempts: int, most: int
+    session: WorldSession,
+    task: Task,
+    planner: Callable[[random.Random, float], Planner],
+    searcher: Searcher | None,
+    attempts: int,
+    most: int,
 ) -> LadderReport:
     """Play `attempts` times; where none passed, go on to `most` (so pass@100 > 0 is really tried)."""
     memory: dict[str, ToolCall] = {}

@@ -169,7 +169,9 @@ STOCK = Mechanism(
             "post a correction of {quantity} to {shelf}",
             (thing("shelf"), amount("quantity", -60, 60)),
             inserts=(
-                Insert("movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "correction", "entry_date": ""}),
+                Insert(
+                    "movement", {"shelf": Arg("shelf"), "quantity": Arg("quantity"), "reason": "correction", "entry_date": ""}
+                ),
             ),
             adjusts=(Adjust("shelf", "on_hand", Arg("quantity")),),
             verbs=("adjust_stock",),

@@ -440,7 +440,9 @@ LOANS = Mechanism(
             "lend {title} to {party}",
             (thing("title"), thing("party")),
             guards=(Guard(Atom("title.lent", "<", Arg("title.copies")), "all_out"),),
-            inserts=(Insert("loan", {"title": Arg("title"), "party": Arg("party"), "due_date": "", "renewals": 0, "status": "open"}),),
+            inserts=(
+                Insert("loan", {"title": Arg("title"), "party": Arg("party"), "due_date": "", "renewals": 0, "status": "open"}),
+            ),
             adjusts=(Adjust("title", "lent", 1),),
             verbs=("issue_loan",),
         ),

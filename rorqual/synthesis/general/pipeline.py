@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import resource
 import signal
 import time
 from collections import Counter
@@ -55,9 +56,10 @@ def synthesize(request: Request, config: CompilerConfig) -> dict[str, Any]:
         if selection.count == request.count:
             break
         needed += (request.count - selection.count) + 1
+    cpu_s = sum(r.value["cpu_s"] for r in store.records() if r.kind == "done")
     figures = selection.figures()
     store.seal({"settings": settings, "corpora": corpora_report(), **figures}, lambda _: selected)
-    return {**figures, "seconds": round(time.monotonic() - began, 1), "workers": request.workers}
+    return {**figures, "cpu_s": round(cpu_s, 1), "seconds": round(time.monotonic() - began, 1), "workers": request.workers}
 
 
 def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
@@ -65,7 +67,9 @@ def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
     known = store.manifest.get("settings") or _begun(store)
     if known and {**known, "count": 0} != {**settings, "count": 0}:
         changed = sorted(k for k in settings if k != "count" and known.get(k) != settings[k])
-        raise UserError(f"{store.directory}: holds tasks made with other settings ({', '.join(changed)}); choose another directory")
+        raise UserError(
+            f"{store.directory}: holds tasks made with other settings ({', '.join(changed)}); choose another directory"
+        )
     if not known:
         store.append(Record("settings", (-1,), {"settings": dict(settings)}))
 
@@ -110,15 +114,20 @@ def _die_with_parent() -> None:
 def work(directory: str, config: CompilerConfig, index: int, known: frozenset[tuple[int, ...]]) -> int:
     """Make the records of one index, each stored as soon as it is there. Gives back how many tasks the index has."""
     store, count = Store(Path(directory)), len(known)
-    began = time.process_time()
+    began = _cpu_s()
     try:
         for record in compile_world(config, index, known):
             store.append(record)
             count += record.kind == "task"
     except Exception as error:  # one index must never take its siblings along
         store.append(Record("rejected", (index, 0, 0), {"gate": "crash", "detail": f"{type(error).__name__}: {error}"[:300]}))
-    store.append(Record("done", (index,), {"tasks": count, "cpu_s": round(time.process_time() - began, 3)}))
+    store.append(Record("done", (index,), {"tasks": count, "cpu_s": round(_cpu_s() - began, 3)}))
     return count
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process and of the sandboxes that it has waited for."""
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 class Selection:
@@ -206,7 +215,7 @@ class Selection:
             "surfaces": _counted(r["task"]["tags"]["surface"] for r in rows),
             "operators": _counted(o for r in rows for o in r["task"]["payload"]["operators"]),
             "levels": _counted(str(len(r["task"]["payload"]["operators"])) for r in rows),
-            "tools_added": sum(bool(r["task"]["payload"]["added_tools"]) for r in rows),
+            "tasks_with_synthesised_tools": sum(bool(r["task"]["payload"]["synthesised_tools"]) for r in rows),
             "pass@1": _quantiles([r["measures"]["pass@1"] for r in rows]),
             "mutants": _mutants(rows),
             "digest": digest([r["task"] for r in rows]),

@@ -131,7 +131,9 @@ class Proposer:
             return None
         path, column = self.rng.choice(paths)
         table_of, last = self.domain.follow(table, path)
-        values = [row[0] for row in self.exact.db.execute(f'SELECT "{column.name}" FROM "{table_of}" ORDER BY 1') if row[0] is not None]
+        values = [
+            row[0] for row in self.exact.db.execute(f'SELECT "{column.name}" FROM "{table_of}" ORDER BY 1') if row[0] is not None
+        ]
         assert last is not None
         return self._atom_of(path, column, values)
 

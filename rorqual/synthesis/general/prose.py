@@ -138,7 +138,9 @@ class Realiser:
             if head == "self":
                 return f"its {self.column(rest)}"
             if head.startswith("step"):
-                return f"that of the {words(rest.partition('.')[2] or rest)} just chosen" if "." in rest else "the one just chosen"
+                return (
+                    f"that of the {words(rest.partition('.')[2] or rest)} just chosen" if "." in rest else "the one just chosen"
+                )
             return f"the {self.column(rest)} of that {words(head)}" if rest else f"that {words(head)}"
         if isinstance(atom.value, (tuple, list)):
             return " or ".join(map(str, atom.value))
