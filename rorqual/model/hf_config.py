@@ -82,6 +82,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "topk_method": ("noaux_tc",),
     "moe_layer_freq": (1,),
     "rope_interleave": (True,),
+    "partial_rotary_factor": (1,),
 }
 """Fields that change the computation, of which the architecture here has one value."""
 
@@ -217,6 +218,8 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     inner = _Fields(rope, fields.where, f"{name}.")
     theta = inner.number("rope_theta") if "rope_theta" in rope else fields.number("rope_theta")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if "partial_rotary_factor" in rope:
+        inner.choice("partial_rotary_factor", (1,))
     if kind == "default":
         return {"rope_theta": theta, "yarn": None}
     if kind != "yarn":
@@ -226,7 +229,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
 
 def _yarn(rope: _Fields, fields: _Fields) -> YarnConfig:
     """What transformers makes of the same fields: without both mscales, cos and sin carry m(1) and the scale is plain."""
-    for name, accepted in {"truncate": (True,), "attention_factor": (None,), "partial_rotary_factor": (1.0,)}.items():
+    for name, accepted in {"truncate": (True,), "attention_factor": (None,)}.items():
         if name in rope.values:
             rope.choice(name, accepted)
     original = rope.integer("original_max_position_embeddings", fields.integer("max_position_embeddings"))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -231,16 +232,20 @@ def _is_alive(pid: int) -> bool:
 
 @contextmanager
 def _termination_raises() -> Iterator[None]:
-    """SIGTERM as an exception, so that it cleans up as an interrupt does; only the main thread may say so."""
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(SystemExit(143)))
-    except ValueError:
+    """SIGTERM as an exception, so that it cleans up as an interrupt does; where nobody handles it otherwise."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
+    signal.signal(signal.SIGTERM, _exit_terminated)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit_terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _sync(directory: Path) -> None:

@@ -170,6 +170,12 @@ BAD = {
         {"rope_scaling": {**RELEASED["rope_scaling"], "factor": 0.5}}, "rope_scaling.factor", "at least 1", "0.5"),
     "half a rope": (
         {"rope_scaling": {**RELEASED["rope_scaling"], "mscale": None}}, "rope_scaling.mscale", "a number", "None"),
+    "half of the rope dims": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "1", "found 0.5"),
+    "half of the rope dims, current spelling": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "rope_parameters.partial_rotary_factor", "1", "found 0.5"),
+    "a bound YaRN without rounding": (
+        {"rope_scaling": {**RELEASED["rope_scaling"], "truncate": False}}, "rope_scaling.truncate", "True", "False"),
     "dense layers after sparse": (
         {"mlp_layer_types": ["sparse", *["dense"] * 60]}, "mlp_layer_types", "the dense ones first", "sparse"),
     "unknown indexer": (

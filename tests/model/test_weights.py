@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,7 +21,11 @@ from rorqual.model import Transformer, load_model
 from rorqual.model.weights import save_model
 from rorqual.model.writing import convert
 from tests.model.small_models import random_tokens, small_model
-from tests.model.transformers_peer import CLASSES, YARN, random_peer, same_weights
+from tests.model.test_against_transformers import DENSE, FEW_HEADS, SPARSE
+from tests.model.test_against_transformers import GLM as GLM_FIELDS
+from tests.model.test_against_transformers import INDEX as INDEX_FIELDS
+from tests.model.test_against_transformers import SMALL as SMALL_FIELDS
+from tests.model.transformers_peer import CLASSES, YARN, our_config, random_peer, same_weights
 
 PEER: dict[str, Any] = {
     "vocab_size": 131, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 24, "num_hidden_layers": 3,
@@ -56,6 +61,32 @@ def test_what_transformers_writes_opens_here(tmp_path: Path, kind: str, original
     assert_same_weights(model, same_weights(peer))
     tokens = random_tokens(2, 45, 131)
     torch.testing.assert_close(model(tokens), peer(input_ids=tokens).logits, rtol=0, atol=1e-4)
+
+
+EVERY_PEER = [
+    *(("deepseek_v32", {**INDEX_FIELDS, **fields}) for fields in (*SPARSE.values(), *FEW_HEADS.values())),
+    *(("deepseek_v3", fields) for fields in DENSE.values()),
+    *(("glm_moe_dsa", {**INDEX_FIELDS, **fields}) for fields in GLM_FIELDS.values()),
+]
+"""The configurations of which test_against_transformers compares the logits."""
+
+
+@pytest.mark.parametrize(("kind", "fields"), EVERY_PEER)
+def test_weights_and_config_go_from_transformers_here_and_back_bit_for_bit(tmp_path: Path, kind: str, fields: Any) -> None:
+    import transformers
+
+    peer = random_peer(kind, {**SMALL_FIELDS, **fields})
+    peer.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
+    model = load_model(tmp_path / "theirs", "float32")
+    assert_same_weights(model, same_weights(peer))
+    index = {} if model.config.has_indexer else {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+    free = {"max_positions": 512, "init_std": 0.08, "indexers": model.config.indexers, **index}
+    assert model.config.layer_indexers == our_config(peer).layer_indexers
+    assert model.config == dataclasses.replace(our_config(peer), **free)
+    save_model(model, tmp_path / "ours", "float32", shard_bytes=100_000)
+    again = getattr(transformers, CLASSES[kind][1]).from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    for name, tensor in peer.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("layout", ["released", "fused"])
@@ -100,8 +131,6 @@ def test_transformers_dequantises_our_fp8_to_the_same_bits(tmp_path: Path, kind:
 
 def _with_mtp(model: Transformer) -> Transformer:
     """The same main model beside a random MTP layer."""
-    import dataclasses
-
     grown = Transformer(dataclasses.replace(model.config, n_mtp_layers=1), seed=5).eval()
     grown.load_state_dict(model.state_dict(), strict=False)
     return grown
