@@ -174,6 +174,14 @@ def _sizes(directory: Path) -> list[int]:
     return [tensor.nbytes for file in directory.glob("*.safetensors") for tensor in load_file(file).values()]
 
 
+@pytest.mark.gpu
+def test_loading_to_a_gpu_gives_the_same_bits_there(tmp_path: Path) -> None:
+    save_model(small_model(), tmp_path / "m", "fp8")
+    model = load_model(tmp_path / "m", "bf16", "cuda")
+    assert all(tensor.is_cuda for tensor in model.state_dict().values())
+    assert_same_weights(model.cpu(), load_model(tmp_path / "m", "bf16"), torch.bfloat16)
+
+
 def test_a_small_model_is_one_file_without_an_index(tmp_path: Path) -> None:
     save_model(small_model(), tmp_path / "m")
     assert {file.name for file in (tmp_path / "m").iterdir()} == {"config.json", "model.safetensors"}
