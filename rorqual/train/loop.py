@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from torch import Tensor
 
@@ -37,6 +38,17 @@ class Pace:
         )
 
 
+class Site(Protocol):
+    """What the loop needs of the place where a stage works."""
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def world(self) -> World: ...
+    @property
+    def log(self) -> RunLog: ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a stage works: its directory (config, checkpoints, finished model), its data, its processes, its log."""
@@ -59,7 +71,7 @@ def run_steps(
     one_step: Callable[[int], dict[str, float]],
     optimizer: Optimizer,
     tensors: dict[str, Tensor],
-    place: Place,
+    place: Site,
 ) -> None:
     """Call one_step(step) for the steps that are still to do, and log its metrics.
 

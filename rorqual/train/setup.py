@@ -20,7 +20,7 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
 from rorqual.runlog import write_atomically
 from rorqual.train.checkpoints import random_state
-from rorqual.train.loop import Place
+from rorqual.train.loop import Site
 from rorqual.train.objectives import Inputs
 from rorqual.train.optimizer import Optimizer
 
@@ -67,7 +67,7 @@ def mixture(store: TokenStore, config: BatchConfig, split: Literal["train", "hel
         name: (TextSource(texts[name], config.length, config.seed), share * text_share) for name, share in shares.items() if share
     }
     if config.recall.share:
-        vocabulary = Vocabulary.of(store.tokenizer)
+        vocabulary = Vocabulary.of(store.tokenizer, store.ends)
         filler = texts[max(texts, key=lambda name: len(texts[name].tokens))]
         source = RecallSource(vocabulary, filler, config.length, config.seed + 1, config.recall)
         sources["recall"] = (source, config.recall.share)
@@ -90,7 +90,7 @@ def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:
         )
 
 
-def begin(config: Any, place: Place, init: Path | None = None) -> None:
+def begin(config: Any, place: Site, init: Path | None = None) -> None:
     """Start a stage's directory, or go on in it. Raises UserError where it was begun with other settings or another `init`."""
     path, origin = place.directory / "config.toml", place.directory / "init.txt"
     source = "none" if init is None else os.path.relpath(init, place.directory)
