@@ -104,7 +104,7 @@ class Port:
         if at.startswith("mtp"):
             scores = scores[:, :-1]
         up = block.attn.wkv_b.weight.unflatten(0, (c.n_heads, -1))[:, : c.qk_nope_head_dim]
-        absorbed = torch.einsum("thn,hnl->thl", q_nope, up)
+        absorbed = torch.einsum("tha,hal->thl", q_nope, up)
         q = torch.cat([absorbed, q_rope], -1)
         mixed, lse = sparse_attention(q, kv, selected, softmax_scale(c), c.kv_lora_rank)
         heads = self.raw[f"{at}attn.wo <-"].unflatten(-1, (c.n_heads, -1))
