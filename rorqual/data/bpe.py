@@ -72,22 +72,24 @@ def with_special_tokens(tokenizer: Tokenizer, special_tokens: Sequence[str]) -> 
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, directory: Path, ends: tuple[str, str] = (BOS, EOS)) -> None:
     """tokenizer.json, tokenizer_config.json and generation_config.json, as transformers reads them."""
     write_atomically(directory / TOKENIZER_FILE, tokenizer.to_str())
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    named = {"bos": ends[0], "eos": ends[1], "pad": PAD if tokenizer.token_to_id(PAD) is not None else ends[1]}
+    settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {f"{name}_token": token for name, token in named.items()}
     settings |= {"add_bos_token": False, "clean_up_tokenization_spaces": False}
     write_atomically(directory / "tokenizer_config.json", json.dumps(settings, indent=1, ensure_ascii=False))
-    ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS), ("pad", PAD))}
+    ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in named.items()}
     write_atomically(directory / "generation_config.json", json.dumps(ids, indent=1))
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Each text as bos, its tokens, eos (uint32). A special token spelt out in a text stays text."""
-    bos_id, eos_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], ends: tuple[str, str] = (BOS, EOS)) -> list[np.ndarray]:
+    """Each text as its first special token, its tokens, its last one (uint32). A special token spelt out in a text stays text."""
+    first, last = map(tokenizer.token_to_id, ends)
     tokenizer.encode_special_tokens = True
     try:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([bos_id, *encoding.ids, eos_id], dtype=np.uint32) for encoding in encodings]
+        return [np.array([first, *encoding.ids, last], dtype=np.uint32) for encoding in encodings]
     finally:
         tokenizer.encode_special_tokens = False

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from rorqual.chat.markers import BOS, EOS
 from rorqual.data.store import Documents
 from rorqual.errors import UserError, require
 
@@ -89,8 +88,11 @@ class Vocabulary:
     """No word is both a key and a value."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """Words of one token where at least MIN_WORDS are; otherwise the longest, all of one number of tokens."""
+    def of(cls, tokenizer: Tokenizer, ends: tuple[int, int]) -> Vocabulary:
+        """Words of one token where at least MIN_WORDS are; otherwise the longest, all of one number of tokens.
+
+        ends: the ids that begin and end a document.
+        """
         words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in WORDS]
         single = [word for word in words if len(word) == 1]
 
@@ -99,8 +101,7 @@ class Vocabulary:
 
         words = single if len(single) >= MIN_WORDS else [word for word in words if len(word) == max(map(len, words))]
         marks = (piece("@"), piece("?"), piece("\n"))
-        ends = ((tokenizer.token_to_id(BOS),), (tokenizer.token_to_id(EOS),))
-        return cls(*ends, *marks, tuple(words[0::2]), tuple(words[1::2]))
+        return cls((ends[0],), (ends[1],), *marks, tuple(words[0::2]), tuple(words[1::2]))
 
     @property
     def fact_len(self) -> int:

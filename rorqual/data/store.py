@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from rorqual.chat.markers import BOS, EOS
 from rorqual.data.bpe import open_tokenizer, save_tokenizer
 from rorqual.errors import UserError
 from rorqual.runlog import write_atomically
@@ -54,6 +55,12 @@ class TokenStore:
     def names(self) -> list[str]:
         return list(self.facts["corpora"])
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The ids that begin and end a document."""
+        first, last = (self.tokenizer.token_to_id(token) for token in self.facts["document_ends"])
+        return first, last
+
     def documents(self, name: str, split: str) -> Documents:
         """The documents of one corpus; split is train or held_out."""
         if name not in self.names:
@@ -66,7 +73,11 @@ class TokenStore:
 
 
 def write_store(
-    directory: str | os.PathLike, tokenizer: Tokenizer, corpora: dict[str, dict[str, list[np.ndarray]]], facts: dict
+    directory: str | os.PathLike,
+    tokenizer: Tokenizer,
+    corpora: dict[str, dict[str, list[np.ndarray]]],
+    facts: dict,
+    ends: tuple[str, str] = (BOS, EOS),
 ) -> TokenStore:
     """Write {corpus: {split: documents}} as a store, all or nothing: it appears under its name when it is complete."""
     directory = Path(directory)
@@ -77,9 +88,14 @@ def write_store(
         for name, splits in corpora.items():
             for split, documents in splits.items():
                 _write_documents(part / f"{_file_name(name)}.{split}", documents)
-        save_tokenizer(tokenizer, part)
+        save_tokenizer(tokenizer, part, ends)
         sizes = {n: {s: {"documents": len(d), "tokens": sum(map(len, d))} for s, d in ss.items()} for n, ss in corpora.items()}
-        facts = {**facts, "corpora": sizes, "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest()}
+        facts = {
+            **facts,
+            "document_ends": ends,
+            "corpora": sizes,
+            "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        }
         write_atomically(part / STORE_FILE, json.dumps(facts, indent=1))
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(part, directory)

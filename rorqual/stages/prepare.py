@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from rorqual.chat.markers import SPECIAL_TOKENS
+from rorqual.chat.markers import BOS, EOS, SPECIAL_TOKENS
 from rorqual.data.bpe import encode_documents, open_tokenizer, train_bpe, with_special_tokens
 from rorqual.data.corpora import Document, Tally, documents
 from rorqual.data.duplicates import Index, is_held_out, without_duplicates
@@ -51,6 +51,8 @@ class Config:
     """Jaccard similarity of five-word shingles at and above which the later document goes."""
     tokenizer: Path | None = None
     """A tokenizer.json, or the directory of one; None trains one."""
+    document_ends: tuple[str, str] = (BOS, EOS)
+    """Begin and end every document. With others than DeepSeek's, a given tokenizer needs no more of DeepSeek's tokens."""
     add_special_tokens: bool = False
     """Give a tokenizer that lacks DeepSeek's special tokens new ids for them at its end."""
     vocab_size: int = 4096
@@ -90,10 +92,13 @@ def main(config: Config, directory: Path, log: RunLog) -> TokenStore:
     _require_both_splits(texts)
 
     tokenizer = _tokenizer(config, [text for splits in texts.values() for text in splits["train"]])
-    corpora = {name: {split: list(_encoded(tokenizer, part)) for split, part in splits.items()} for name, splits in texts.items()}
+    corpora = {
+        name: {split: list(_encoded(tokenizer, part, config.document_ends)) for split, part in splits.items()}
+        for name, splits in texts.items()
+    }
     facts = {"documents": {name: tally.counts for name, tally in tallies.items()}, "held_out_share": config.held_out_share}
     facts["bytes"] = {n: {s: sum(len(t.encode("utf-8", "replace")) for t in p) for s, p in ss.items()} for n, ss in texts.items()}
-    store = write_store(directory, tokenizer, corpora, facts)
+    store = write_store(directory, tokenizer, corpora, facts, config.document_ends)
     log.event("prepared", **store.facts)
     return store
 
@@ -130,10 +135,11 @@ def _tokenizer(config: Config, texts: list[str]) -> Tokenizer:
         sample = [d.text for d in _limited([Document(t, "") for t in texts], config.tokenizer_mb, config.seed)]
         recall = sample_text(np.random.default_rng(config.seed), RECALL_TEXTS)
         return train_bpe([*sample, *recall], config.vocab_size, SPECIAL_TOKENS)
-    tokenizer = open_tokenizer(config.tokenizer, () if config.add_special_tokens else SPECIAL_TOKENS)
+    required = SPECIAL_TOKENS if config.document_ends == (BOS, EOS) else config.document_ends
+    tokenizer = open_tokenizer(config.tokenizer, () if config.add_special_tokens else required)
     return with_special_tokens(tokenizer, SPECIAL_TOKENS) if config.add_special_tokens else tokenizer
 
 
-def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+def _encoded(tokenizer: Tokenizer, texts: list[str], ends: tuple[str, str]) -> Iterator[np.ndarray]:
     for i in range(0, len(texts), ENCODE_BATCH):
-        yield from encode_documents(tokenizer, texts[i : i + ENCODE_BATCH])
+        yield from encode_documents(tokenizer, texts[i : i + ENCODE_BATCH], ends)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from rorqual.chat.markers import BOS
 from rorqual.data.store import TokenStore
 from rorqual.errors import UserError
 from rorqual.model.cache import Cache
@@ -54,7 +53,7 @@ def main(recipe: Recipe, directory: Path, world: World, quiet: bool = False) -> 
 def show_samples(model: Transformer, store: TokenStore, config: SampleConfig, log: RunLog) -> None:
     """Continue each prompt greedily; the texts go to the log."""
     for prompt in config.prompts:
-        tokens = [store.tokenizer.token_to_id(BOS), *store.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        tokens = [store.ends[0], *store.tokenizer.encode(prompt, add_special_tokens=False).ids]
         text = store.tokenizer.decode(continue_greedily(model.eval(), tokens, config.max_tokens))
         log.event("sample", prompt=prompt, text=text)
 

@@ -32,12 +32,15 @@ class Config:
     """Its index weight and how often the selection is measured; the other losses are not there."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     index_topk: int | None = None
-    """Selected keys of the model to be; None keeps the checkpoint's."""
+    index_n_heads: int | None = None
+    index_head_dim: int | None = None
+    """Of the model to be; None keeps the checkpoint's (for a checkpoint without indexers: the release's 2048, 64, 128)."""
     seed: int = 0
     """Of the indexers' weights, where the checkpoint has none."""
 
     def __post_init__(self) -> None:
-        require(self, index_topk=(self.index_topk is None or self.index_topk >= 1, "at least 1, or none"))
+        sizes = ("index_topk", "index_n_heads", "index_head_dim")
+        require(self, **{name: ((getattr(self, name) or 1) >= 1, "at least 1, or none") for name in sizes})
 
 
 def main(config: Config, init: Path, place: Place) -> Path:
@@ -46,7 +49,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     if done := finished(place):
         return done
     loader = mixture(place.store, config.batch)
-    model = with_indexers(open_model(init), config.index_topk, config.seed).to(place.world.device)
+    model = with_indexers(open_model(init), _index_shape(config), config.seed).to(place.world.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_indexer(name))
 
@@ -64,3 +67,9 @@ def main(config: Config, init: Path, place: Place) -> Path:
 
     run_steps("warm-indexer", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
     return export(model, place, config.compute.save_dtype)
+
+
+def _index_shape(config: Config) -> dict[str, int]:
+    """The indexer sizes that the config sets."""
+    names = ("index_topk", "index_n_heads", "index_head_dim")
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}

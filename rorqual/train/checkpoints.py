@@ -58,8 +58,9 @@ class Checkpoints:
                     shutil.rmtree(self.directory / f"step-{old:08d}")
         except (OSError, dcp.api.CheckpointException) as error:
             shutil.rmtree(part, ignore_errors=True)
+            reason, good = _first_reason(error), self.steps() or "none"
             raise UserError(
-                f"{final}: could not be saved ({_first_reason(error)}); earlier checkpoints: {self.steps() or 'none'}; mend it and start again"
+                f"{final}: could not be saved ({reason}); earlier checkpoints: {good}; start again to go on"
             ) from None
         self.world.barrier()
 

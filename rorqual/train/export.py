@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from rorqual.errors import UserError
+from rorqual.errors import FieldErrors, UserError
 from rorqual.model.config import ModelConfig
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import load_model, save_model
@@ -42,13 +43,13 @@ def with_shape(model: Transformer, shape: ModelConfig, seed: int = 0) -> Transfo
     return reshaped.train()
 
 
-def with_indexers(model: Transformer, index_topk: int | None, seed: int = 0) -> Transformer:
-    """The model with an indexer in every layer: its own, or new ones drawn from the seed; index_topk None keeps the config's."""
-    shape = model.config
-    if not shape.has_indexer:
-        shape = replace(shape, indexers="full")
-    if index_topk is not None:
-        shape = replace(shape, index_topk=index_topk)
+def with_indexers(model: Transformer, sizes: Mapping[str, int], seed: int = 0) -> Transformer:
+    """The model with an indexer in every layer: its own, or new ones drawn from the seed. sizes: ModelConfig fields to set."""
+    shape = model.config if model.config.has_indexer else replace(model.config, indexers="full")
+    try:
+        shape = replace(shape, **sizes)  # type: ignore[arg-type]
+    except FieldErrors as error:
+        raise UserError(f"the indexers asked for do not fit this model: {error}") from None
     return model if shape == model.config else with_shape(model, shape, seed)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rorqual.data.loader import Batch, Row, generator
+from rorqual.data.loader import Batch, generator
 from rorqual.data.recall import Vocabulary, needle
 from rorqual.data.store import Documents
 from rorqual.model.call import AttentionMode
@@ -120,14 +120,3 @@ def with_random_indexers(model: Transformer, seed: int) -> Transformer:
     state = {name: tensor for name, tensor in model.state_dict().items() if ".indexer." not in name}
     other.load_state_dict(state, strict=False)
     return other.to(model.embed.weight.device).eval()
-
-
-def whole_documents(documents: Documents, length: int, rows: int) -> list[Row]:
-    """Held-out rows for losses by position: one document from its start in each, those of at least `length` tokens first."""
-    raise NotImplementedError
-
-
-def stack(rows: Sequence[Row]) -> Batch:
-    """Rows as a batch."""
-    parts = ([torch.from_numpy(getattr(row, name)) for row in rows] for name in ("tokens", "documents", "trained"))
-    return Batch(*(torch.stack(part) for part in parts))

@@ -32,7 +32,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer):
-    return Vocabulary.of(tokenizer)
+    return Vocabulary.of(tokenizer, (0, 1))
 
 
 def test_an_epoch_holds_every_token_once_but_for_the_last_incomplete_row():
@@ -146,7 +146,7 @@ def test_a_needle_has_the_asked_length_and_depth_and_one_answer(vocabulary, dept
     fact = next(i for i in range(answer - 3) if (tokens[i], tokens[i + 2]) == (vocabulary.fact[0], tokens[answer - 1]))
     assert tokens[fact + 1] == tokens[answer] and abs(fact / 200 - depth) < 0.13
     with pytest.raises(UserError, match="at least"):
-        needle(vocabulary, np.random.default_rng(5), 20, depth, filler)
+        needle(vocabulary, np.random.default_rng(5), 16, depth, filler)
 
 
 def test_recall_rows_are_whole_documents_then_padding_and_pure_in_their_number(vocabulary):
