@@ -12,6 +12,8 @@ _INVOKE = re.compile(r'\s*invoke\s+name\s*=\s*"(?P<name>.*)"\s*(?P<closed>/?)>',
 _PARAMETER = re.compile(r'\s*parameter\s+name\s*=\s*"(?P<name>.*?)"\s+string\s*=\s*"(?P<string>true|false)"\s*>', re.DOTALL)
 _UNTYPED = re.compile(r'\s*parameter\s+name\s*=\s*"(?P<name>[^"]*)"\s*>')
 _GROUP = re.compile(r"\s*(function_calls|tool_calls)\s*>")
+_BEFORE_END = ('"', "/", "s", " ", "\t", "\n", "\r")
+"""What can stand before the ">" of a tag."""
 _CLOSING = re.compile(r"\s*(function_calls|tool_calls|invoke|parameter)\s*>")
 
 
@@ -46,12 +48,13 @@ def read_opening(text: str) -> Read | None:
     Each ">" is tried in turn: a ">" after an odd number of quotes stands inside a name. So the answer depends on the text
     alone and not on the pieces it came in.
     """
-    end = text.find(">", 0, HEADER_LIMIT)
+    end, counted, quotes = text.find(">", 0, HEADER_LIMIT), 0, 0
     while end >= 0:
-        candidate = text[: end + 1]
-        header = _opening(candidate)
-        if header or candidate.count('"') % 2 == 0:
-            return Read(header or Header("stray", candidate), end + 1)
+        quotes += text.count('"', counted, end)
+        counted = end
+        header = _opening(text[: end + 1]) if text[end - 1 : end] in _BEFORE_END else None
+        if header or quotes % 2 == 0:
+            return Read(header or Header("stray", text[: end + 1]), end + 1)
         end = text.find(">", end + 1, HEADER_LIMIT)
     return Read(Header("stray", text[:HEADER_LIMIT]), HEADER_LIMIT) if len(text) >= HEADER_LIMIT else None
 

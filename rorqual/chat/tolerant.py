@@ -317,7 +317,7 @@ class TolerantMachine:
     def _end_body(self) -> None:
         rest = self._value.finish()
         if self._value.has_failed:
-            self._report("invalid_body", self._head or self._name)
+            self._report("invalid_body", self._name)
             self._abandon()
         else:
             self._report("inline_json", self._name)
