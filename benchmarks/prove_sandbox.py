@@ -25,6 +25,8 @@ from rorqual.sandbox.view import interpreter
 
 SECONDS, QUICK_SECONDS = 90, 15
 MEDIAN_MS = 40.0
+BUSY_RATIO = 40.0 / 15.0
+"""The claim is for a machine where a bare program takes 15 ms; on a busier one the ratio must hold."""
 PROGRAM = ["-I", "-S", "-c", "print(6 * 7)"]
 MARKS = ("bwrap", "setpriv", "unshare", "nsenter", "sleep", "cat", "yes")
 
@@ -112,7 +114,7 @@ def timings(count: int) -> dict:
         for kind, value in (("median", statistics.median(times)), ("p95", sorted(times)[int(0.95 * len(times))]))
     }
     figures["timed_runs"] = count
-    assert figures["confined_median_ms"] < MEDIAN_MS, figures
+    assert figures["confined_median_ms"] < max(MEDIAN_MS, BUSY_RATIO * figures["bare_median_ms"]), figures
     return figures
 
 

@@ -204,7 +204,8 @@ class _Launched:
             if plan.is_filtered:
                 passed.append(_filled_pipe(stack, seccomp.program()))
                 extra += ["--seccomp", str(passed[-1])]
-            argv = [*plan.outer, *extra, "--", "/bin/sh", "-c", FIRST, "sh", str(stdin), *plan.inner]
+            group = self._group.enter if self._group else []
+            argv = [*group, *plan.outer, *extra, "--", "/bin/sh", "-c", FIRST, "sh", str(stdin), *plan.inner]
             self.process = _popen(argv, status_in, passed)
             self.process.stdin = os.fdopen(os.dup(feed), "wb", buffering=0)
             os.set_blocking(info, False)

@@ -150,7 +150,7 @@ class _Supervised:
 
     def _start(self, passed: list[int]) -> subprocess.Popen:
         return subprocess.Popen(
-            [view.interpreter().outside, "-I", "-S", str(LAUNCHER), str(passed[0])],
+            [*(self._group.enter if self._group else []), view.interpreter().outside, "-I", "-S", str(LAUNCHER), str(passed[0])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
