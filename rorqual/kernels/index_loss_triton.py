@@ -51,7 +51,8 @@ def index_loss(
         return index_loss_plain(query, key, weight, q, kv, scale, starts, ends, indices, lse=lse)
     q, kv = q.detach().contiguous(), kv.detach().contiguous()
     if indices is not None:
-        return _RestrictedLoss.apply(query, key, weight, q, kv, scale, indices.to(torch.int32).contiguous(), lse)  # type: ignore[return-value]
+        indices = indices.to(torch.int32).contiguous()
+        return _RestrictedLoss.apply(query, key, weight, q, kv, scale, indices, lse)  # type: ignore[return-value]
     starts, ends = (bound.to(torch.int32) for bound in row_ranges(len(q), len(key), starts, ends, q.device))
     return _DenseLoss.apply(query, key, weight, q, kv, scale, starts, ends, lse)  # type: ignore[return-value]
 
@@ -97,7 +98,7 @@ class _RestrictedLoss(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         query, key, weights = query.contiguous(), key.contiguous(), weight.float().contiguous()
         if lse is None:
-            lse = attend(q, kv, indices, scale, q.shape[-1] - 16 if q.shape[-1] != 576 else 512)[1]
+            lse = attend(q, kv, indices, scale, _value_dim(q))[1]
         target = selected_mass(q, kv, indices, scale, lse.float().contiguous())
         sums = torch.zeros(3, len(q), dtype=torch.float32, device=q.device)
         if indices.numel() and len(key):
@@ -128,14 +129,18 @@ def chunks(T: int, row: int) -> Iterator[slice]:
         yield slice(low, min(low + size, T))
 
 
+def _value_dim(q: Tensor) -> int:
+    """Where to split an entry when only the sums matter: the released split, for which a faster form exists, or any."""
+    return 512 if q.shape[-1] == 576 else q.shape[-1] // 2
+
+
 def dense_sums(q: Tensor, kv: Tensor, scale: float, starts: Tensor, ends: Tensor) -> Tensor:
     """The main attention's log-sums [T, H] over each row's range."""
     columns = torch.arange(len(kv), dtype=torch.int32, device=q.device)
-    value_dim = 512 if q.shape[-1] == 576 else q.shape[-1] - 16
     parts = []
     for rows in chunks(len(q), len(kv)):
         eligible = (columns >= starts[rows, None]) & (columns < ends[rows, None])
-        parts.append(attend(q[rows], kv, torch.where(eligible, columns, -1), scale, value_dim)[1])
+        parts.append(attend(q[rows], kv, torch.where(eligible, columns, -1), scale, _value_dim(q))[1])
     return torch.cat(parts) if parts else q.new_zeros(0, q.shape[1], dtype=torch.float32)
 
 

@@ -3,7 +3,7 @@
 Scores of some rows are written to a buffer of bounded size (SCORE_BYTES, whatever T and S), and each row is selected from by one
 program. A long row is first filtered: a threshold that a few more than `topk` scores should reach is read off a sample of
 the row, and those that reach it are listed in order; the exact selection then holds the list in registers. Where the sample
-misled (too many or too few reach it) the row itself is searched, so the set never depends on the sample, the tiling or the launch.
+misled (too many or too few reach it) the row itself is searched: the set never depends on the sample, tiling or launch.
 
 The exact search is over float32 values as ordered integers. It narrows a bracket by counting, two probes a pass, and ends when
 exactly `topk` values lie above a probe or the bracket is one value wide (ties). Probes are placed by the mean and deviation, then
@@ -94,7 +94,7 @@ def _select(
     indices = torch.full((T, topk), -1, dtype=torch.int32, device=q.device)
     scores = torch.full((T, topk), -torch.inf, device=q.device) if return_scores else None
     stride = triton.cdiv(keys.S, 16) * 16 + 16  # aligned reads may run past the last key
-    chunk = max(1, min(T, SCORE_BYTES // (4 * stride + 8 * list_length(topk)))) if keys.S else 0
+    chunk = max(1, min(T, SCORE_BYTES // (4 * (stride + list_length(topk))))) if keys.S else 0
     buffer = torch.empty(chunk, stride, dtype=torch.float32, device=q.device)
     for first in range(0, T if keys.S else 0, max(chunk, 1)):
         rows = slice(first, min(first + chunk, T))
@@ -113,8 +113,7 @@ def write_scores(
     heads, dims = triton.next_power_of_2(I), max(16, triton.next_power_of_2(C))
     queries = 1 if paged else max(1, min(tuning.get("columns", 128) // heads, triton.next_power_of_2(t)))
     heads = max(heads, 16 // queries)
-    block, warps = tuning.get("block", 64), tuning.get("warps", 4)
-    span = tuning.get("span", 1024)
+    block, warps, span = tuning.get("block", 64), tuning.get("warps", 4), tuning.get("span", 4096 if t >= 256 else 1024)
     table = keys.block_table if paged else starts
     scale = keys.scale if keys.scale is not None else w
     score_kernel[(triton.cdiv(keys.S, span), triton.cdiv(t, queries))](
@@ -181,29 +180,35 @@ def select_rows(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, indices
     scores [t, S], rows 16 bytes apart or a multiple of it, at least S rounded up to 4 scores.
     """
     t, S = scores.shape
-    length = triton.next_power_of_2(S) if max(DIRECT, topk) >= S else list_length(topk)
-    listed = length < S
-    positions, values, found = _filtered(scores, topk, starts, ends, length) if listed else (scores, scores, starts)
+    whole = max(DIRECT, topk) >= S
+    length = triton.next_power_of_2(S) if whole else list_length(topk)
+    positions, found = (starts, starts) if whole else _filtered(scores, topk, starts, ends, length)
     select_kernel[(t,)](
-        scores, positions, values, found, starts, ends, indices, indices if chosen is None else chosen, scores.stride(0), topk,
-        N=length, LISTED=listed, SCORES=chosen is not None, num_warps=max(4, min(32, length // 1024)),
+        scores, positions, found, starts, ends, indices, indices if chosen is None else chosen, scores.stride(0), topk,
+        N=length, LISTED=not whole, SCORES=chosen is not None, num_warps=max(4, min(32, length // 512)),
+        **_registers(scores.device, 64 if length >= 2048 else None),
     )  # fmt: skip
 
 
-def _filtered(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists of the scores of each row that reach a sampled threshold: positions and values [t, length], and (t, 3):
+def _registers(device: torch.device, limit: int | None) -> dict[str, int]:
+    """A limit of registers per thread: several programs of a processor then hide each other's barriers."""
+    return {"maxnreg": limit} if limit and device.type == "cuda" and torch.version.hip is None else {}
 
-    the threshold as an ordered integer, how many reach it, how many exceed it.
+
+def _filtered(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Lists of the positions [t, length] whose scores reach a sampled threshold, in order, and for each row (t, 2):
+
+    the threshold as an ordered integer, and how many reach it (-1: the row is no longer than a list, and is not listed).
     """
     t, S = scores.shape
     positions = torch.empty(t, length, dtype=torch.int32, device=scores.device)
-    values = torch.empty(t, length, dtype=torch.float32, device=scores.device)
-    found = torch.empty(t, 3, dtype=torch.int32, device=scores.device)
+    found = torch.empty(t, 2, dtype=torch.int32, device=scores.device)
     sample = max(1024, min(8192, triton.next_power_of_2(S) // 16))
     filter_kernel[(t,)](
-        scores, starts, ends, positions, values, found, scores.stride(0), topk, LENGTH=length, SAMPLE=sample, N=4096, num_warps=4
-    )
-    return positions, values, found
+        scores, starts, ends, positions, found, scores.stride(0), topk, LENGTH=length, SAMPLE=sample, N=2048,
+        num_warps=4, **_registers(scores.device, 96),
+    )  # fmt: skip
+    return positions, found
 
 
 @triton.jit
@@ -298,15 +303,14 @@ def _row_block(X, block, lane, start, end):
 
 
 @triton.jit
-def filter_kernel(
-    X, STARTS, ENDS, POSITIONS, VALUES, FOUND, stride, topk, LENGTH: tl.constexpr, SAMPLE: tl.constexpr, N: tl.constexpr
-):
+def filter_kernel(X, STARTS, ENDS, POSITIONS, FOUND, stride, topk, LENGTH: tl.constexpr, SAMPLE: tl.constexpr, N: tl.constexpr):
     """Grid (rows): lists what reaches a threshold read off SAMPLE scores at uneven steps; see _filtered."""
     row = tl.program_id(0).to(tl.int64)
     start, end = tl.load(STARTS + row), tl.load(ENDS + row)
     X += row * stride
+    POSITIONS += row * LENGTH
     count = end - start
-    threshold = ABSENT + 1
+    threshold, reach = start * 0 + ABSENT + 1, start * 0 - 1
     if count > LENGTH:
         i, step = tl.arange(0, SAMPLE), count // SAMPLE
         sample = _ordered(tl.load(X + start + i * step + (((i * 40503) & 0x7FFF) * step >> 15)))
@@ -314,34 +318,41 @@ def filter_kernel(
         rank = (expected + 4.5 * tl.sqrt(expected) + 4).to(tl.int32)
         if rank < SAMPLE:
             threshold, _, _ = _threshold(sample, count * 0 + SAMPLE, rank)
-    lane = tl.arange(0, N)
-    reach, exceed = count * 0, count * 0
-    for block in range(start // 4 * 4, end, N):
-        key, column = _row_block(X, block, lane, start, end)
-        taken = key >= threshold
-        rank = reach + tl.cumsum(taken.to(tl.int32), 0) - 1
-        at = row * LENGTH + rank
-        tl.store(POSITIONS + at, column, mask=taken & (rank < LENGTH))
-        tl.store(VALUES + at, _value(key), mask=taken & (rank < LENGTH))
-        reach += tl.sum(taken.to(tl.int32), 0)
-        exceed += tl.sum((key > threshold).to(tl.int32), 0)
-    tl.store(FOUND + row * 3, threshold)
-    tl.store(FOUND + row * 3 + 1, reach)
-    tl.store(FOUND + row * 3 + 2, exceed)
+        # NaN and -inf, which rank lowest, never reach the bar: enough scores do without them, or the list is not used.
+        bar = _value(threshold)
+        lane = tl.arange(0, N)
+        reach += 1
+        for block in range(start // 4 * 4, end, N):
+            column = tl.multiple_of(block, 4) + lane
+            x = tl.load(X + column, mask=column // 4 * 4 < end, other=0.0)
+            taken = (x >= bar) & (column >= start) & (column < end)
+            place = reach - 1 + tl.cumsum(taken.to(tl.int32), 0)
+            tl.store(POSITIONS + place, column, mask=taken & (place < LENGTH))
+            reach += tl.sum(taken.to(tl.int32), 0)
+    tl.store(FOUND + row * 2, threshold)
+    tl.store(FOUND + row * 2 + 1, reach)
 
 
 @triton.jit
-def _row_threshold(X, start, end, topk, threshold, reach, exceed, N: tl.constexpr):
-    """As _threshold, for a row in memory, one probe a pass: for rows whose sample misled, and rows full of ties."""
+def _row_threshold(X, start, end, topk, threshold, N: tl.constexpr):
+    """As _threshold, for a row in memory, one probe a pass: for rows whose sample misled, and rows full of ties.
+
+    The sample's threshold is tried first: where most of a row is one value, that is it.
+    """
     lane = tl.arange(0, N)
-    low, high, above_high = ABSENT + 1, 2147483647, 0
+    reach, exceed = start * 0, start * 0
+    for block in range(start // 4 * 4, end, N):
+        key, _ = _row_block(X, block, lane, start, end)
+        reach += tl.sum((key >= threshold).to(tl.int32), 0)
+        exceed += tl.sum((key > threshold).to(tl.int32), 0)
+    low, high, above_high = start * 0 + ABSENT + 1, start * 0 + 2147483647, start * 0
     if reach >= topk:
         low = threshold
         if exceed < topk:
             high, above_high = threshold + 1, exceed
     else:
         high, above_high = threshold, reach
-    step, exact = exceed * 0, exceed < 0
+    step, exact = start * 0, start < 0
     while (low + 1 < high) & (exact == 0):
         step += 1
         if step % 4 == 0:  # shrink to values that occur
@@ -381,45 +392,54 @@ def _take(key, low, high, wanted, sure_before, tied_before):
 
 @triton.jit
 def select_kernel(
-    X, POSITIONS, VALUES, FOUND, STARTS, ENDS, INDICES, CHOSEN, stride, topk,
+    X, POSITIONS, FOUND, STARTS, ENDS, INDICES, CHOSEN, stride, topk,
     N: tl.constexpr, LISTED: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows): the topk best of a row, by ascending position. LISTED: of the row's list, where that holds them all."""
     row = tl.program_id(0).to(tl.int64)
     start, end = tl.load(STARTS + row), tl.load(ENDS + row)
     X += row * stride
+    INDICES += row * topk
+    CHOSEN += row * topk
     lane = tl.arange(0, N)
     if LISTED:
-        threshold, reach, exceed = tl.load(FOUND + row * 3), tl.load(FOUND + row * 3 + 1), tl.load(FOUND + row * 3 + 2)
-        whole = (reach <= N) & (reach >= tl.minimum(topk, end - start))
-        if whole:
-            key = tl.where(lane < reach, _ordered(tl.load(VALUES + row * N + lane, mask=lane < reach, other=0.0)), ABSENT)
-            position = POSITIONS + row * N + lane
-            _write_selection(key, position, True, reach, INDICES + row * topk, CHOSEN + row * topk, topk, SCORES)
+        threshold, reach = tl.load(FOUND + row * 2), tl.load(FOUND + row * 2 + 1)
+        if reach < 0:
+            _write_selection(X, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
+        elif (reach <= N) & (reach >= topk):
+            column = tl.load(POSITIONS + row * N + lane, mask=lane < reach, other=0)
+            _write_selection(X, column, reach, INDICES, CHOSEN, topk, N, SCORES)
         else:
-            low, high, above = _row_threshold(X, start, end, topk, threshold, reach, exceed, N)
-            sure_before, tied_before = reach * 0, reach * 0
-            for block in range(start // 4 * 4, end, N):
-                key, column = _row_block(X, block, lane, start, end)
-                taken, place, sure, tied = _take(key, low, high, topk - above, sure_before, tied_before)
-                tl.store(INDICES + row * topk + place, column, mask=taken)
-                if SCORES:
-                    tl.store(CHOSEN + row * topk + place, _value(key), mask=taken)
-                sure_before += tl.sum(sure.to(tl.int32), 0)
-                tied_before += tl.sum(tied.to(tl.int32), 0)
+            _write_row_selection(X, start, end, INDICES, CHOSEN, topk, threshold, N, SCORES)
     else:
-        key, column = _row_block(X, start * 0, lane, start, end)
-        _write_selection(key, column, False, end - start, INDICES + row * topk, CHOSEN + row * topk, topk, SCORES)
+        _write_selection(X, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
 
 
 @triton.jit
-def _write_selection(key, position, LOADED: tl.constexpr, count, INDICES, CHOSEN, topk, SCORES: tl.constexpr):
-    """The topk best of `count` keys to INDICES; position: columns, or (LOADED) pointers to them."""
-    low, high, above = ABSENT + 1, ABSENT + 1, count
+def _write_selection(X, column, count, INDICES, CHOSEN, topk, N: tl.constexpr, SCORES: tl.constexpr):
+    """The topk best of a row's scores at `count` columns, given in ascending order."""
+    there = tl.arange(0, N) < count
+    key = tl.where(there, _ordered(tl.load(X + column, mask=there, other=0.0)), ABSENT)
+    low, high, above = count * 0 + ABSENT + 1, count * 0 + ABSENT + 1, count
     if count > topk:
         low, high, above = _threshold(key, count, topk)
     taken, place, _, _ = _take(key, low, high, topk - above, 0, 0)
-    column = tl.load(position, mask=taken, other=-1) if LOADED else position
     tl.store(INDICES + place, column, mask=taken)
     if SCORES:
         tl.store(CHOSEN + place, _value(key), mask=taken)
+
+
+@triton.jit
+def _write_row_selection(X, start, end, INDICES, CHOSEN, topk, threshold, N: tl.constexpr, SCORES: tl.constexpr):
+    """The topk best of a whole row, block by block."""
+    lane = tl.arange(0, N)
+    low, high, above = _row_threshold(X, start, end, topk, threshold, N)
+    sure_before, tied_before = start * 0, start * 0
+    for block in range(start // 4 * 4, end, N):
+        key, column = _row_block(X, block, lane, start, end)
+        taken, place, sure, tied = _take(key, low, high, topk - above, sure_before, tied_before)
+        tl.store(INDICES + place, column, mask=taken)
+        if SCORES:
+            tl.store(CHOSEN + place, _value(key), mask=taken)
+        sure_before += tl.sum(sure.to(tl.int32), 0)
+        tied_before += tl.sum(tied.to(tl.int32), 0)

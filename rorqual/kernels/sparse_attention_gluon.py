@@ -451,7 +451,7 @@ def backward_kernel(
     indices = INDICES + query_row * topk
     blocks = (topk + 63) // 64
     p_out = PDS + (place * 2 * H + first_head) * topk
-    ds_out = p_out + (H * topk).to(gl.int64)
+    ds_out = p_out + (place * 0 + H) * topk
     dq = DQ + row * 576
     gl.warp_specialize(
         [

@@ -80,7 +80,7 @@ def test_listed_rows_hold_the_same_set_as_rows_held_whole(device, kind, monkeypa
     scores = rows_of(kind, 3, 4096, generator)
     padded = torch.nn.functional.pad(scores, (0, 16)).to(device)[:, :4096]
     starts, ends = torch.tensor([0, 7, 100], device=device).int(), torch.tensor([4096, 4095, 3001], device=device).int()
-    expected = torch.stack([best(scores[t], 300, starts[t], ends[t]) for t in range(3)])
+    expected = torch.stack([best(scores[t], 300, int(starts[t]), int(ends[t])) for t in range(3)])
     for direct in (1024, 4096):
         monkeypatch.setattr(form, "DIRECT", direct)
         indices = torch.full((3, 300), -1, dtype=torch.int32, device=device)
@@ -171,10 +171,10 @@ def test_released_shape_matches_float64_scores(dtype, T, S, topk):
     q, k, w = index_case(T, S, 64, 128, dtype, "cuda")
     k_scale = torch.rand(S, device="cuda") + 0.5 if dtype == torch.float8_e4m3fn else None
     found = form.select_tokens(q, k, w, topk, return_scores=True, k_scale=k_scale)
-    first, last = max(0, S - T), S
-    starts, ends = torch.zeros(T, dtype=torch.int64), torch.arange(last - T + 1, last + 1).clamp_min(0)
-    assert first >= 0
-    check_selection([x.cpu() for x in found], naive_scores(q, k, w, k_scale).cpu(), topk, starts, ends, 1e-4)
+    starts, ends = torch.zeros(T, dtype=torch.int64), torch.arange(S - T + 1, S + 1).clamp_min(0)
+    # Hopper's FP8 products keep 13 bits of the fraction of their sums (DeepSeek-V3, 3.3.2); the others are float32's.
+    tolerance = 2 * 2**-13 if dtype == torch.float8_e4m3fn else 2e-5
+    check_selection([x.cpu() for x in found], naive_scores(q, k, w, k_scale).cpu(), topk, starts, ends, tolerance)
 
 
 @pytest.mark.gpu
