@@ -128,6 +128,7 @@ class Host:
                 self.db.executemany(f'INSERT INTO "{table}" VALUES ({",".join("?" * len(values[0]))})', values)
         self.db.execute("COMMIT")
         self.image = self.db.serialize()
+        self.columns = {}
         self.initial = self.rows()
         self.tools = self.functions(source)
         return {"tools": self.schemas()}
@@ -200,23 +201,32 @@ class Host:
         return {"delta": self.delta()}
 
     def op_rows(self):
-        return {"rows": {table: list(rows.values()) for table, rows in self.initial.items()}}
+        return {"rows": {table: [dict(zip(self.columns[table], row, strict=True)) for row in rows] for table, rows in self.initial.items()}}
 
     def rows(self):
-        """table -> key -> row; tables whose names start with _ are the host's own."""
+        """table -> its rows as tuples; tables whose names start with _ are the host's own."""
+        cursor = self.db.cursor()
+        cursor.row_factory = None
         found = {}
-        for table, key in self.keys.items():
+        for table in self.keys:
             if not table.startswith("_"):
-                found[table] = {row[key]: dict(row) for row in self.db.execute(f'SELECT * FROM "{table}"')}
+                found[table] = cursor.execute(f'SELECT * FROM "{table}"').fetchall()
+                self.columns[table] = [column[0] for column in cursor.description]
         return found
 
     def delta(self):
         changes = []
         for table, now in self.rows().items():
-            before = self.initial[table]
-            changes += [[table, key, row] for key, row in now.items() if before.get(key) != row]
-            changes += [[table, key, None] for key in before if key not in now]
+            if now != self.initial[table]:
+                changes += self.changes(table, now)
         return changes
+
+    def changes(self, table, now):
+        names = self.columns[table]
+        place = names.index(self.keys[table])
+        before, after = ({row[place]: row for row in rows} for rows in (self.initial[table], now))
+        made = [[table, key, dict(zip(names, row, strict=True))] for key, row in after.items() if before.get(key) != row]
+        return made + [[table, key, None] for key in before if key not in after]
 
 
 def error_text(code, message):

@@ -25,12 +25,15 @@ def closure(edges, source, target, have, node):
 
 def cheapest(edges, source, target, cost, start, goal):
     paths = {start: (0, [])}
-    for _ in edges:
+    is_settled = False
+    while not is_settled:
+        is_settled = True
         for edge in edges:
             if edge[source] in paths:
                 total, way = paths[edge[source]]
-                if total + edge[cost] < paths.get(edge[target], (float("inf"),))[0]:
+                if edge[target] not in paths or total + edge[cost] < paths[edge[target]][0]:
                     paths[edge[target]] = (total + edge[cost], way + [edge["id"]])
+                    is_settled = False
     return paths[goal][1]
 
 
