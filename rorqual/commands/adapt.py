@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", help="where the sparse one goes")
     parser.add_argument(
         "--config",
-        help="a TOML file with tables [prepare] [warm_indexer] [train_sparse] [quality], or the name of a shipped one (adapt-tiny)",
+        help="a TOML file with tables [prepare] [warm_indexer] [train_sparse] [quality], or the recipe adapt-tiny",
     )
     parser.add_argument("--work", help="where stages and logs lie; default DST-work")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at DST")
