@@ -43,6 +43,7 @@ class TolerantMachine:
         self._tag: str | None = None  # what came after OPEN or CLOSE, until its ">"
         self._is_closing = False
         self._cuts_marker = False
+        self._seams: set[str] = set()  # reasoning or content, where it was left with the beginning of a marker
         self._newlines = ""  # line ends that may belong to the structure that follows
         self._junk = ""
         self._is_bare = False  # a call without function_calls around it
@@ -69,13 +70,18 @@ class TolerantMachine:
             self._between_tags(text)
 
     def mark(self, marker: str, cuts_marker: bool = False) -> None:
-        """One marker. cuts_marker: the text before it ends with the beginning of another one (see `_drop`)."""
+        """One marker. cuts_marker: the text before it ends with the beginning of another one.
+
+        Where text then goes on in the same place, a space keeps the two sides from making a marker.
+        """
         if self.is_done:
             self._report("after_end", marker)
             return
         if self._tag is not None:
             self._drop_tag()
         self._cuts_marker = cuts_marker
+        if cuts_marker and self._state in (REASONING, CONTENT):
+            self._seams.add(self._state)
         if marker in (OPEN, CLOSE):
             self._tag, self._is_closing, self.direct = "", marker == CLOSE, ""
         elif marker in (EOS, BOS, USER, ASSISTANT):
@@ -106,15 +112,19 @@ class TolerantMachine:
     # Prose: reasoning and content.
 
     def _prose(self, text: str) -> None:
-        if self._state == REASONING:
-            self.out.append(Delta(REASONING, text))
-            return
         if self._is_after_block:
             text = text.lstrip()
             if not text:
                 return
             self._is_after_block = False
             self._report("text_after_calls", "")
+        if self._state in self._seams:
+            self._seams.remove(self._state)
+            text = " " + text
+        if self._state == REASONING:
+            self.out.append(Delta(REASONING, text))
+            self.direct = REASONING
+            return
         text = self._newlines + text
         kept = text.rstrip("\n")
         kept = text[: max(len(kept), len(text) - 2)]
@@ -130,7 +140,8 @@ class TolerantMachine:
 
     def _go(self, state: str) -> None:
         self._state = state
-        self.direct = state if state in (REASONING, CONTENT) and not (self._is_after_block or self._newlines) else ""
+        must_look = self._is_after_block or self._newlines or state in self._seams
+        self.direct = state if state in (REASONING, CONTENT) and not must_look else ""
 
     # Tags.
 
@@ -153,9 +164,9 @@ class TolerantMachine:
         self._drop("stray_tag", (CLOSE if self._is_closing else OPEN) + tag)
 
     def _drop(self, kind: str, text: str) -> None:
-        """Leave a marker or a tag out of the text around it; a space takes its place where the two sides could make a marker."""
+        """Leave a marker or a tag out of the text around it."""
         self._report(kind, text)
-        if self._cuts_marker and self._state in (REASONING, CONTENT, *VALUES):
+        if self._cuts_marker and self._state in VALUES:
             self.text(" ")
         if self._state in (REASONING, CONTENT):
             self._go(self._state)
@@ -386,7 +397,6 @@ class TolerantMachine:
         """`text` for the state whose `direct` is JSON: arguments that flow already."""
         fresh = self._value.feed(text)
         if self._value.has_failed:
-            self.direct = ""
             self._on_bad_json()
         elif fresh:
             self.out.append(Delta(ARGUMENTS, unescape_markers(fresh), self.index))
@@ -399,15 +409,14 @@ class TolerantMachine:
     def _on_bad_json(self) -> None:
         """Before anything was given out the value can still become a string; after it, the call is lost."""
         if self._value.accepted < HEAD:
-            self._state = HELD
+            self._state, self.direct = HELD, ""
             text, self._head = self._head, ""
             self._held_text(text)
         else:
             self._report("invalid_json", self._key)
             if not self._is_duplicate:
                 self._abandon()
-            self._state = HELD
-            self._is_lost = True
+            self._state, self.direct, self._is_lost = HELD, "", True
 
     _is_lost = False  # the value is dropped: nothing of it is kept
 
