@@ -82,6 +82,7 @@ def test_two_processes_give_one_processs_losses_and_weights(alone, tmp_path, ext
 
 
 @pytest.mark.multi
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_checkpoint_of_one_is_read_by_two_and_the_reverse(alone, tmp_path, first):
     """The run stops after pre-training's first checkpoint under `first` processes and goes on under the other number."""
