@@ -1,0 +1,40 @@
+"""Improve a checkpoint on tasks by GRPO, with the paper's stabilisers; a killed run goes on where it was.
+
+Example: rorqual grpo --init runs/tiny/model --tasks runs/tasks --out runs/rl --pace.steps=50 --groups.size=8
+"""
+
+from __future__ import annotations
+
+import argparse
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="a TOML file with a table [grpo]; overrides follow as --field=value")
+    parser.add_argument("--init", required=True, help="the checkpoint to improve")
+    parser.add_argument("--tasks", required=True, help="a directory that rorqual synthesize made")
+    parser.add_argument("--out", required=True, help="the stage's directory")
+    parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
+    parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
+    parser.add_argument("--quiet", action="store_true")
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rorqual.config import load
+    from rorqual.parallel.world import ParallelConfig, start, stop
+    from rorqual.runlog import RunLog
+    from rorqual.stages import grpo
+
+    config = load(grpo.Config, args.recipe, args.overrides, table="grpo" if args.recipe else "")
+    world = start(ParallelConfig(), args.device)
+    out = Path(args.out)
+    try:
+        log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
+        model = grpo.main(config, Path(args.init), grpo.open_store(Path(args.tasks), args.isolation), grpo.Site(out, world, log))
+    finally:
+        stop()
+    if world.is_main:
+        print(f"checkpoint: {model}")

@@ -1,0 +1,185 @@
+"""One optimiser step of GRPO: a mini-batch of samples through the model, the paper's objective, the indexer's own loss.
+
+The policy's loss reaches everything but the indexers; the indexers learn on from the restricted KL, on the replayed selection
+where it is replayed (the paper has them train in post-training as in the sparse stage; `index_weight` 0 freezes them).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rorqual.errors import require
+from rorqual.model.transformer import Transformer
+from rorqual.parallel.world import World
+from rorqual.train.grpo import KlEstimator, Reduction, grpo_loss
+from rorqual.train.optimizer import Optimizer, clip_, squared_norm
+from rorqual.train.samples import BatchLimits, Item, ReplayConfig, SampleBatch, Scored, micro_batches, sample_batch, score
+
+
+@dataclass(frozen=True)
+class DomainObjective:
+    """What the paper sets by domain. beta: weak or zero for mathematics; delta: None masks no sequence."""
+
+    beta: float = 0.001
+    off_policy_delta: float | None = 0.5
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The GRPO objective. The paper publishes none of these numbers; eps 0.2 is everybody's, delta 0.5 and beta 0.001 are
+    what others suggest."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: KlEstimator = "unbiased"
+    reduction: Reduction = "sequence"
+    default: DomainObjective = field(default_factory=DomainObjective)
+    by_domain: Mapping[str, DomainObjective] = field(default_factory=dict)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    index_weight: float = 1.0
+    """Of the restricted indexer loss; 0 freezes the indexers."""
+    limits: BatchLimits = field(default_factory=BatchLimits)
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            clip_low=(0 <= self.clip_low <= 1, "in [0, 1]"),
+            clip_high=(self.clip_high >= 0, "at least 0"),
+            index_weight=(self.index_weight >= 0, "at least 0"),
+        )
+
+    def of(self, domain: str) -> DomainObjective:
+        return self.by_domain.get(domain, self.default)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(domain.beta for domain in (self.default, *self.by_domain.values()))
+
+
+class PolicyObjective(nn.Module):
+    """The model as it scores samples. Calling it is the only way that training runs the model: FSDP's hooks stand on it."""
+
+    def __init__(self, model: Transformer, config: PolicyConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, batch: SampleBatch) -> Scored:
+        wants_index = self.config.index_weight > 0 and self.model.config.has_indexer and torch.is_grad_enabled()
+        return score(self.model, batch, index_loss="restricted" if wants_index else "none")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch with its reference log-probs, computed once for all updates on the same rollouts."""
+
+    batch: SampleBatch
+    reference: Tensor | None
+
+
+def prepare(items: Sequence[Item], config: PolicyConfig, reference: Transformer | None, world: World) -> list[Prepared]:
+    """The micro-batches of a mini-batch on this rank."""
+    prepared = []
+    for part in micro_batches(items, config.limits):
+        batch = sample_batch(part, world.device, config.replay)
+        logprobs = None
+        if reference is not None:
+            with torch.no_grad():
+                logprobs = score(reference, batch).logprobs
+        prepared.append(Prepared(batch, logprobs))
+    return prepared
+
+
+def policy_step(
+    objective: PolicyObjective, optimizer: Optimizer, parts: Sequence[Prepared], world: World, rate: float
+) -> dict[str, float]:
+    """Move the weights by one step; gradients are of the mean over the mini-batch of all ranks. Returns metrics by name."""
+    config = objective.config
+    counts = _counts(parts, world)
+    divisor = {"sequence": counts["sequences"], "token": counts["tokens"], "constant": counts["places"]}[config.reduction]
+    totals: defaultdict[str, float] = defaultdict(float)
+    for part, is_real in _padded(parts, world):
+        scored = objective(part.batch)
+        batch = part.batch if is_real else replace(part.batch, mask=torch.zeros_like(part.batch.mask))
+        loss, statistics = _loss(batch, scored, part.reference, config, divisor)
+        index_losses = list(scored.trace.index_losses.values())
+        if index_losses:
+            # The mean over all rows, as in sparse training; every layer's indexer has parameters of its own.
+            index = sum(each.sum() for each in index_losses) / counts["rows"] * is_real
+            loss = loss + config.index_weight * index
+            totals["index_loss"] += float(index.detach()) / len(index_losses)
+        loss.backward()
+        if is_real:
+            _add(totals, statistics, scored, batch)
+    norms = _clip(optimizer, world)
+    optimizer.step(rate)
+    return _metrics(totals, world) | norms | {"train/learning_rate": rate}
+
+
+def _loss(batch: SampleBatch, scored: Scored, reference: Tensor | None, config: PolicyConfig, divisor: Tensor):
+    domains = [config.of(name) for name in batch.domains]
+    device = batch.tokens.device
+    deltas = None
+    if any(domain.off_policy_delta is not None for domain in domains):
+        values = [float("inf") if d.off_policy_delta is None else d.off_policy_delta for d in domains]
+        deltas = torch.tensor(values, device=device)
+    return grpo_loss(
+        scored.logprobs, batch.sampler_logprobs, batch.advantages, batch.mask, reference,
+        clip_low=config.clip_low, clip_high=config.clip_high, beta=torch.tensor([d.beta for d in domains], device=device),
+        kl=config.kl, off_policy_delta=deltas, reduction=config.reduction, trajectory=batch.trajectories, denominator=divisor,
+    )  # fmt: skip
+
+
+def _counts(parts: Sequence[Prepared], world: World) -> dict[str, Tensor]:
+    """What sums are divided by, over all ranks, at least 1."""
+    own = {
+        "sequences": sum(len(part.batch.trajectories.unique()) for part in parts),
+        "tokens": sum(part.batch.num_tokens for part in parts),
+        "places": sum(part.batch.mask.numel() for part in parts),
+        "rows": sum(int((part.batch.documents >= 0).sum()) for part in parts),
+    }
+    whole = world.sum(torch.tensor([float(v) for v in own.values()], device=world.device)).clamp(min=1)
+    return dict(zip(own, whole.unbind(), strict=True))
+
+
+def _padded(parts: Sequence[Prepared], world: World) -> list[tuple[Prepared, bool]]:
+    """Every rank must call the model equally often; a rank that has fewer micro-batches runs its last one for nothing."""
+    most = torch.tensor(len(parts), device=world.device)
+    if world.size > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return [(part, True) for part in parts] + [(parts[-1], False)] * (int(most) - len(parts))
+
+
+def _clip(optimizer: Optimizer, world: World) -> dict[str, float]:
+    norms = {}
+    for indexers in (False, True):
+        gradients = optimizer.gradients(indexers)
+        norm = world.sum(squared_norm(gradients).to(world.device)).sqrt()
+        clip_(gradients, norm, optimizer.config.clip)
+        norms["train/index_grad_norm" if indexers else "train/grad_norm"] = float(norm)
+    return norms
+
+
+def _add(totals: defaultdict[str, float], statistics: Mapping[str, Tensor], scored: Scored, batch: SampleBatch) -> None:
+    tokens = float(statistics["tokens"])
+    summed = ("policy_loss", "kl_loss", "tokens", "sequences", "empty_rows")
+    for name, value in statistics.items():
+        if name == "ratio_max":
+            totals[name] = max(totals[name], float(value))
+        else:
+            totals[name] += float(value) * (1.0 if name in summed else tokens)
+    totals["entropy"] += float(scored.entropies.detach().where(batch.mask, torch.zeros(())).sum())
+
+
+def _metrics(totals: defaultdict[str, float], world: World) -> dict[str, float]:
+    names = sorted(totals)
+    whole = world.sum(torch.tensor([float(totals[name]) for name in names], dtype=torch.float64, device=world.device))
+    found = dict(zip(names, whole.tolist(), strict=True))
+    tokens = max(found.get("tokens", 0.0), 1.0)
+    sums = {"policy_loss", "kl_loss", "tokens", "sequences", "empty_rows", "index_loss", "ratio_max"}
+    return {f"train/{name}": value if name in sums else value / tokens for name, value in found.items()}
