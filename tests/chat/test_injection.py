@@ -58,7 +58,7 @@ def test_encode_refuses_and_names_the_field_and_encode_tokens_writes_plain_token
 
 def test_a_marker_made_by_two_neighbouring_fields_is_refused() -> None:
     with pytest.raises(ChatError) as caught:
-        encode([{"role": "system", "content": "<thi"}, {"role": "system", "content": "nk>"}, user("Q")])
+        encode([{"role": "system", "content": "<th"}, {"role": "system", "content": "ink>"}, user("Q")])
     assert caught.value.where == "messages[1].content"
 
 
