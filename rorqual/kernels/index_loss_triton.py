@@ -94,7 +94,8 @@ class _RestrictedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, weight: Tensor, q: Tensor, kv: Tensor, scale: float, indices: Tensor, lse: Tensor | None
+        ctx: Any, query: Tensor, key: Tensor, weight: Tensor, q: Tensor, kv: Tensor, scale: float, indices: Tensor,
+        lse: Tensor | None,
     ) -> Tensor:  # fmt: skip
         query, key, weights = query.contiguous(), key.contiguous(), weight.float().contiguous()
         if lse is None:
