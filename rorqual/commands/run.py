@@ -16,17 +16,27 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe (tiny, smoke, small, paper)")
     parser.add_argument("--out", help="the run's directory; default runs/RECIPE")
+    parser.add_argument("--plan", action="store_true", help="print memory, layout, time and cost of each stage; run nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress on the console")
     parser.add_argument("--json", action="store_true", help="print the run's figures as JSON")
 
 
 def run(args: argparse.Namespace) -> int | None:
+    from rorqual.errors import UserError
     from rorqual.parallel.world import start, stop
     from rorqual.runlog import read_events
     from rorqual.stages import run as stage
     from rorqual.stages.recipe import load_recipe, run_directory
 
     recipe = load_recipe(args.recipe, args.overrides)
+    if args.plan:
+        from rorqual.train.plan import plan, render
+
+        found = plan(recipe.model, recipe.plan)
+        print(json.dumps(found) if args.json else render(found))
+        return
+    if recipe.pretrain is None:
+        raise UserError(f"{args.recipe}: has no table [pretrain], so there is nothing to run; --plan says what it would need")
     directory = run_directory(args.recipe, args.out)
     world = start(recipe.parallel, recipe.device)
     try:

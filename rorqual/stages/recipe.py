@@ -14,6 +14,7 @@ from rorqual.stages.prepare import Config as PrepareConfig
 from rorqual.stages.pretrain import Config as PretrainConfig
 from rorqual.stages.train_sparse import Config as TrainSparseConfig
 from rorqual.stages.warm_indexer import Config as WarmIndexerConfig
+from rorqual.train.plan import PlanConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Recipe:
     extend: ExtendConfig | None = None
     warm_indexer: WarmIndexerConfig | None = None
     train_sparse: TrainSparseConfig | None = None
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """For `rorqual run RECIPE --plan`."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str | None = None
