@@ -13,8 +13,8 @@ from rorqual.chat import Tokenizer
 from rorqual.chat.markers import ASSISTANT, BOS, DSML, END_THINK, EOS, PAD, THINK, USER
 
 ALL_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("default", max_examples=500, deadline=None, suppress_health_check=ALL_CHECKS)
-settings.register_profile("quick", max_examples=100, deadline=None, suppress_health_check=ALL_CHECKS)
+settings.register_profile("default", max_examples=500, derandomize=True, deadline=None, suppress_health_check=ALL_CHECKS)
+settings.register_profile("quick", max_examples=100, derandomize=True, deadline=None, suppress_health_check=ALL_CHECKS)
 settings.register_profile("nightly", max_examples=10_000, deadline=None, suppress_health_check=ALL_CHECKS)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
