@@ -4,7 +4,7 @@
 
 A proof is a module benchmarks/prove_NAME.py with a docstring that states the claim, `SECONDS` (about how long it takes on
 two cores), and `main(quick: bool) -> dict`: it raises AssertionError where the claim does not hold, and returns the figures.
-`--slice N` runs quick forms, in turn from the N-th on, until ten minutes are used: CI's rotating share.
+`--slice N` runs quick forms, in turn from the N-th on, until four minutes are used: CI's rotating share.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rorqual.runlog import environment, write_atomically
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SLICE_SECONDS = 600
+SLICE_SECONDS = 240
 
 
 def names() -> list[str]:
