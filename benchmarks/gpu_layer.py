@@ -11,6 +11,7 @@ these kernels alone, in ms a layer; projections and experts are the same in both
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def decode(position: int) -> dict[str, float]:
 def crossover(points: list[dict[str, float]], sparse: Any) -> float | None:
     """The position at which sparse becomes cheaper, by straight lines between the points; None where it always or never is."""
     gaps = [(p["position"], p["dense"] - sparse(p)) for p in points]
-    for (a, below), (b, above) in zip(gaps, gaps[1:], strict=False):
+    for (a, below), (b, above) in itertools.pairwise(gaps):
         if below < 0 <= above:
             return a + (b - a) * -below / (above - below)
     return None

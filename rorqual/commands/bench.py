@@ -6,8 +6,8 @@ Prints the median time, TFLOP/s or GB/s, the share of the limit (the larger of o
 bytes over its measured copy rate), the ratio to each peer importable here and to dense attention, and the error against a
 float32 reference. What is wrong is not timed: an error above the op's tolerance ends the command.
 
-Ops: sparse-attention, sparse-decode, sparse-backward, select, top-k, index-loss, token-logprobs. Peers are used where they import:
-FlashMLA and DeepGEMM (inside vllm), fast_topk (sgl_kernel).
+Ops: sparse-attention, sparse-decode, sparse-backward, select, top-k, index-loss, token-logprobs. Peers are used where they
+import: FlashMLA and DeepGEMM (inside vllm), fast_topk (sgl_kernel).
 """
 
 from __future__ import annotations

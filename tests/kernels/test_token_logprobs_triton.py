@@ -1,4 +1,4 @@
-"""Token log-probabilities in Triton against the formula in float64: kept sets, bias, temperature, entropy, padding, each gradient."""
+"""Token log-probabilities in Triton against float64: kept sets, bias, temperature, entropy, padding, each gradient."""
 
 from __future__ import annotations
 
