@@ -30,15 +30,15 @@ CATEGORIES = (
 )  # fmt: skip
 SYSTEM = """You build worlds for training agents. You have bash, search (real data of this machine) and write_file in a sandbox.
 Leave these files in the working directory:
-- database.sql: CREATE TABLE and INSERT statements for SQLite, filled with real data that you found. The first column of each table
-  is its key; keys must not count up.
+- database.sql: CREATE TABLE and INSERT statements for SQLite, filled with real data that you found. The first column of each
+  table is its key; keys must not count up.
 - tools.py: the tools as typed Python functions with docstrings. They see `db` (a sqlite3 connection with named rows),
   `new_id(prefix)` and `ToolError(code, message)`. Every public function is a tool.
-- task.json: {"prompt": what the user asks, "policy": rules for the agent or "", "asks_answer": whether an answer is to be handed in}.
-- solution.py: one function solution(tools) that calls tools.NAME(argument=...) and computes, nothing else: no import, no database.
-  It returns the answer as text, or None.
-- verify.py: one function verify(initial, final, answer) over table -> list of rows (dictionaries), before and after. It returns the
-  list of reasons for which the attempt fails (empty: it passes). Check also that nothing else changed.
+- task.json: {"prompt": what the user asks, "policy": rules for the agent or "", "asks_answer": whether an answer is handed in}.
+- solution.py: one function solution(tools) that calls tools.NAME(argument=...) and computes, nothing else: no import, no
+  database. It returns the answer as text, or None.
+- verify.py: one function verify(initial, final, answer) over table -> list of rows (dictionaries), before and after. It returns
+  the list of reasons for which the attempt fails (empty: it passes). Check also that nothing else changed.
 Then call check; repair what it reports until it says that every gate passes, then call submit."""
 CHECK_TOOL = {
     "type": "function",
@@ -57,8 +57,9 @@ DONE_TOOL = {
     },
 }
 HARDER = (
-    "Accepted. Now raise the difficulty: more steps, more constraints, a rule that the prompt does not repeat; add tools if those "
-    "there do not suffice. Change the files, check, and submit. The solver's pass rate must fall below {rate}, and stay above 0."
+    "Accepted. Now raise the difficulty: more steps, more constraints, a rule that the prompt does not repeat; add tools if "
+    "those there do not suffice. Change the files, check, and submit. The solver's pass rate must fall below {rate}, and stay "
+    "above 0."
 )
 
 
@@ -88,6 +89,8 @@ class AuthorConfig:
     solver_attempts: int = 8
     solver_turns: int = 24
     isolation: str = "bwrap"
+    tool_timeout_s: float = 10.0
+    """For one call of a tool, a solution or a verifier."""
     max_tokens: int = 8192
     temperature: float = 1.0
     seed: int = 0
@@ -145,7 +148,7 @@ class Author:
                 observation, is_done = await self._call(bench, call, level)
                 self.messages.append({"role": "tool", "tool_call_id": str(call.get("id", "")), "content": observation})
                 if is_done:
-                    self.messages.append({"role": "user", "content": HARDER.format(rate=self.rates[-1])})
+                    self.messages.append({"role": "user", "content": HARDER.format(rate=self.rates[level])})
                     return End.ACCEPTED
             if self.checks >= self.config.max_checks:
                 return End.REFUSED
@@ -177,25 +180,25 @@ class Author:
         except TaskError as error:
             results = [GateResult("files", False, str(error)[:500])]
         except BoxError as error:
-            results = [GateResult("tools", False, f"tools.py: {error}"[:500])]
+            results = [GateResult("tools", False, f"tools.py: {error.reason}: {error}"[:500])]
         self.problems = [r for r in results if not r.passed]
         self.checks += bool(self.problems)
         return results
 
     async def _gates(self, bench: Workbench, level: int) -> list[GateResult]:
         world = await asyncio.to_thread(bench.world)
-        with WorldSession(world, self.config.isolation) as session:
+        with WorldSession(world, self.config.isolation, self.config.tool_timeout_s) as session:
             shown = await asyncio.to_thread(lambda: session.tools)
             tags = {"kind": "authored", "surface": "full", "category": self.category, "made_by": "endpoint", "language": "en"}
             task = bench.task(world, shown, f"{world.id}-{level + 1}", level, tags)
-            previous = [{"calls": t.payload["gold_calls"], "answer": t.payload["gold_answer"]} for t, *_ in self.accepted]
-            task = replace(task, payload={**task.payload, "foreign": previous, "pass_rates": list(self.rates)})
+            previous = [{"calls": t.payload["gold_calls"], "answer": t.payload["gold_answer"]} for t, *_ in self.accepted[:level]]
+            task = replace(task, payload={**task.payload, "foreign": previous, "pass_rates": list(self.rates[:level])})
             trial = Trial(world, task, session)
             results = await asyncio.to_thread(run_gates, trial)
             if all(r.passed for r in results):
                 results[-1], rate = await self._solvable(session, task)
-                task = replace(task, payload={**task.payload, "pass_rates": [*self.rates, rate]})
-                results.append(self._is_harder(rate))
+                task = replace(task, payload={**task.payload, "pass_rates": [*self.rates[:level], rate]})
+                results.append(self._is_harder(rate, level))
                 if all(r.passed for r in results):
                     self._accept(task, world, results, trial, rate, level)
         return results
@@ -209,8 +212,8 @@ class Author:
         ]
         self.rates = (*self.rates[:level], rate)
 
-    def _is_harder(self, rate: float) -> GateResult:
-        before = self.rates[: len(self.accepted)]
+    def _is_harder(self, rate: float, level: int) -> GateResult:
+        before = self.rates[:level]
         holds = not before or rate < before[-1]
         return GateResult(
             "monotone", holds, "" if holds else f"not measurably harder: the solver's pass rate is {rate}, it was {before[-1]}"
@@ -264,14 +267,14 @@ async def run_authors(
     indices: Sequence[int],
     at_once: int,
     on_records: Any,
-    categories: Sequence[str] = CATEGORIES,
+    categories: Sequence[str] = (),
 ) -> None:
     """Let one author work for each index, some at a time; `on_records(index, records)` gets what came of each."""
     slots = asyncio.Semaphore(at_once)
 
     async def one(index: int) -> None:
         async with slots:
-            category = random.Random(f"{config.seed}/{index}").choice(categories)
+            category = random.Random(f"{config.seed}/{index}").choice(categories or CATEGORIES)
             try:
                 records = await Author(config, policy, index, category).work()
             except Exception as error:  # one author must never take its siblings along

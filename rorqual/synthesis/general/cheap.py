@@ -39,7 +39,8 @@ def _rows(attempt: Attempt) -> dict[str, list[dict[str, Any]]]:
     for function in functions(attempt.task):
         if not function["parameters"]["required"] and function["name"].startswith(READS):
             reply = attempt.call(function["name"], {})
-            rows = reply.get("rows", []) if isinstance(reply, dict) else [{"id": key} for key in reply if isinstance(key, str)]
+            listed = reply.get("rows", []) if isinstance(reply, dict) else reply
+            rows = [{"id": row} if isinstance(row, str) else row for row in listed]
             found[function["name"]] = [row for row in rows if isinstance(row, dict) and "id" in row]
     return found
 

@@ -280,7 +280,8 @@ def _solution_step(domain: Domain, formula: Formula, i: int, step: Step) -> list
         return lines + _indented(formula.row_bindings(i, step) + _call(action, i, {}))
     if step.kind == "closure":
         closed = next(p.closed for p in domain.plans if isinstance(p, Closure) and p.action == step.action)
-        return lines + [
+        return [
+            *lines,
             f'have = [r["{closed.node}"] for r in tables["{closed.table}"] if r["{closed.owner}"] == s{i}_{closed.owner_param}]',
             f"order, waiting = [], [s{i}_{closed.node_param}]",
             "while waiting:",
@@ -293,7 +294,8 @@ def _solution_step(domain: Domain, formula: Formula, i: int, step: Step) -> list
         ]
     if step.kind == "path":
         plan = next(p for p in domain.plans if isinstance(p, Path) and p.action == step.action)
-        return lines + [
+        return [
+            *lines,
             f"start = {formula.variable(i, plan.thing, plan.at)}",
             "ways = {start: (0, [])}",
             f'for turn in tables["{plan.edges}"]:',
@@ -365,9 +367,8 @@ def _effects(domain: Domain, formula: Formula, action: Action, i: int) -> list[s
     """What an action's meaning says of the final state, derived columns left out: they are checked by their definitions."""
     lines = []
     for put in action.puts:
-        lines.append(
-            f'puts["{action.param(put.param).target}", s{i}_{put.param}, "{put.column}"] = {_worth(formula, action, put.value, i)}'
-        )
+        place = f'"{action.param(put.param).target}", s{i}_{put.param}, "{put.column}"'
+        lines.append(f"puts[{place}] = {_worth(formula, action, put.value, i)}")
     for move in action.moves:
         lines.append(f'puts["{action.param(move.param).target}", s{i}_{move.param}, "{move.column}"] = {move.to!r}')
     for insert in action.inserts:

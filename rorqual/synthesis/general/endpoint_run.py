@@ -1,8 +1,9 @@
-"""`rorqual synthesize --endpoint`: authors fill a store until it holds as many tasks as asked for, or too many came to nothing."""
+"""`rorqual synthesize --endpoint`: authors fill a store until it holds as many tasks as asked for, or too much came to nothin"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +27,7 @@ def synthesize(request: Request, config: AuthorConfig, endpoint: EndpointConfig)
 async def _synthesize(request: Request, config: AuthorConfig, endpoint: EndpointConfig) -> dict[str, Any]:
     async with EndpointPolicy(endpoint) as policy:
         await fill(request, config, policy)
-    done = sorted((r for r in request.store.records() if r.kind != "done"), key=lambda r: (r.order, r.kind))
+    done = _cut(sorted((r for r in request.store.records() if r.kind != "done"), key=lambda r: (r.order, r.kind)), request.count)
     figures = {
         "tasks": sum(r.kind == "task" for r in done),
         "rejected": dict(Counter(r.value["gate"] for r in done if r.kind == "rejected")),
@@ -34,6 +35,12 @@ async def _synthesize(request: Request, config: AuthorConfig, endpoint: Endpoint
     settings = {"family": "general", "made_by": "endpoint", "model": endpoint.model, **asdict(config)}
     request.store.seal({"settings": settings, **figures}, lambda _: done)
     return figures
+
+
+def _cut(ordered: list[Record], count: int) -> list[Record]:
+    """The records up to the last task that was asked for: the last author may have made one level more."""
+    tasks = [i for i, record in enumerate(ordered) if record.kind == "task"]
+    return ordered[: tasks[count - 1] + 1] if len(tasks) > count else ordered
 
 
 async def fill(request: Request, config: AuthorConfig, policy: ChatPolicy) -> None:
@@ -53,7 +60,7 @@ async def fill(request: Request, config: AuthorConfig, policy: ChatPolicy) -> No
 
     while tasks < request.count:
         before, wanted = tasks, []
-        while len(wanted) < max(1, request.count - tasks):
+        while len(wanted) < math.ceil((request.count - tasks) / (config.levels + 1)):
             if index not in finished:
                 wanted.append(index)
             index += 1
@@ -62,5 +69,5 @@ async def fill(request: Request, config: AuthorConfig, policy: ChatPolicy) -> No
         if barren == BARREN_ROUNDS:
             reasons = Counter(r.value["gate"] for r in store.records() if r.kind == "rejected")
             raise UserError(
-                f"{BARREN_ROUNDS} rounds of authors brought no task ({dict(reasons)}); {store.directory} holds the reasons in full"
+                f"{BARREN_ROUNDS} rounds of authors brought no task ({dict(reasons)}); {store.directory} holds the reasons"
             )

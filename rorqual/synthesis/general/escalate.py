@@ -1,4 +1,4 @@
-"""Escalation operators: each makes a draft harder. What an operator gives back is solved exactly and measured before it counts."""
+"""Escalation operators: each makes a draft harder. What an operator gives back is solved and measured before it counts."""
 
 from __future__ import annotations
 

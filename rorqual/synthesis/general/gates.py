@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from rorqual.synthesis.general.cheap import panel
@@ -79,10 +80,10 @@ def initial_fails(trial: Trial) -> GateResult:
 
 
 def noop_fails(trial: Trial) -> GateResult:
-    """Reading all that the solution reads, and handing in the answer without the deeds (or the deeds' lack of an answer), fails."""
+    """Reading all that the solution reads, and handing in the answer without the deeds, fails."""
     reads = [call.pair for call in trial.gold.calls if not call.changes]
     delta = trial.session.replay(reads).delta
-    tried = [None, "done", *([trial.gold.answer] if trial.has_changes else [])]
+    tried = ["done", *([trial.gold.answer] if trial.has_changes else [])]
     passed = [answer for answer in tried if trial.session.verify(trial.task, delta, answer).passed]
     return GateResult("noop_fails", not passed and not delta, f"passes with {passed}" if passed else "")
 
@@ -136,7 +137,7 @@ def mutants_fail(trial: Trial) -> GateResult:
 
 
 def foreign_fails(trial: Trial) -> GateResult:
-    """The gold runs of other seeds and other tasks, brought over to this world's rows, fail (unless they leave the same facts)."""
+    """The gold runs of other seeds and tasks, brought over to this world's rows, fail (unless they leave the same facts)."""
     gold_facts = facts_key(trial.gold.delta, trial.keys)
     tried = 0
     for foreign in trial.task.payload.get("foreign", ()):
@@ -165,7 +166,7 @@ def nothing_leaks(trial: Trial) -> GateResult:
     secrets = list(trial.task.payload.get("secrets", ()))
     if trial.gold.answer:
         secrets.append(trial.gold.answer)
-    leaked = [s for s in secrets if re.search(rf"(?<![\w.-]){re.escape(str(s))}(?![\w.-])", shown)]
+    leaked = [s for s in secrets if re.search(rf"(?<![\w.-]){re.escape(str(s))}(?![\w-]|\.\w)", shown)]
     ordered = [table for table, rows in trial.keys.items() if _counts_up(list(rows))]
     detail = f"leaked: {leaked[:3]}" if leaked else f"ids of {ordered} count up" if ordered else ""
     return GateResult("nothing_leaks", not leaked and not ordered, detail)
@@ -183,7 +184,7 @@ def tools_needed(trial: Trial) -> GateResult:
     spare = []
     for name in used:
         solved = trial.session.solve(trial.task.payload["solution"], without=name)
-        if trial.session.verify(trial.task, solved.delta, solved.answer).passed:
+        if not solved.failure and trial.session.verify(trial.task, solved.delta, solved.answer).passed:
             spare.append(name)
     return GateResult("tools_needed", not spare, f"not needed: {spare}" if spare else "", {"tools": float(len(used))})
 
@@ -241,7 +242,7 @@ def solvable(trial: Trial) -> GateResult:
 def monotone(trial: Trial) -> GateResult:
     """Each escalation lowered the ladder's measured pass rate."""
     rates = trial.task.payload.get("pass_rates", ())
-    holds = all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    holds = all(later < earlier for earlier, later in pairwise(rates))
     return GateResult("monotone", holds, "" if holds else f"pass rates {list(rates)}")
 
 
@@ -253,7 +254,7 @@ GATES: dict[str, Callable[[Trial], GateResult]] = {
         cheap_policies_fail, confined_agrees, solvable,
     )
 }  # fmt: skip
-NEED_NO_GOLD = ("solution_allowed", "gold_passes", "initial_fails", "monotone")
+NEED_NO_GOLD = ("solution_allowed", "initial_fails", "monotone")
 """The others are not run where the solution is refused or fails: there is no gold run to examine."""
 
 
@@ -262,7 +263,7 @@ def run_gates(trial: Trial, stop_early: bool = True, names: Mapping[str, Any] | 
     trial.session.prepare(trial.task)
     results: list[GateResult] = []
     for name in names:
-        if name not in NEED_NO_GOLD and any(not r.passed for r in results if r.name in ("solution_allowed", "gold_passes")):
+        if name not in NEED_NO_GOLD and any(not r.passed and r.name in ("solution_allowed", "gold_passes") for r in results):
             continue
         try:
             results.append(GATES[name](trial))

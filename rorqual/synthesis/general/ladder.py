@@ -305,6 +305,9 @@ SUPERLATIVE = re.compile(
 )
 
 
+CONSTRAINT = re.compile(r"whose ([\w ]+?) (=|not|<=|>=|<|>) (its [\w ]+?|[\w-]+?)(?= and whose|\)|\.| for | to | on |$)")
+
+
 @dataclass
 class Searcher:
     """Reads the prompt and the tools' schemas only: finds the write tool by its words, rows by superlatives and names."""
@@ -355,8 +358,24 @@ class Searcher:
             name = column.strip().replace(" ", "_")
             if noun.replace(" ", "_") == param and rows.get(param) and name in rows[param][0]:
                 best = max if rank in ("largest", "latest") else min
-                return best(rows[param], key=lambda row: row[name])["id"]
+                fitting = [row for row in rows[param] if _fits(row, prompt)] or rows[param]
+                return best(fitting, key=lambda row: row[name])["id"]
         raise GaveUp("no key")
+
+
+def _fits(row: Row, prompt: str) -> bool:
+    """Whether a row meets the prompt's terse constraints on its own columns; constraints of other forms are overlooked."""
+    for left, op, right in CONSTRAINT.findall(prompt):
+        columns = [part.strip().replace(" ", "_") for part in left.split(" minus ")]
+        other = right.removeprefix("its ").strip().replace(" ", "_")
+        if not all(column in row for column in columns) or (right.startswith("its ") and other not in row):
+            continue
+        value = row[columns[0]] - row[columns[1]] if len(columns) == 2 else row[columns[0]]
+        wanted = row[other] if right.startswith("its ") else type(value)(right) if value is not None else right
+        holds = {"=": value == wanted, "not": value != wanted}
+        if not (holds[op] if op in holds else _compare(value, op, wanted)):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Many worlds by many processes into one store: the same bytes whatever their number, and a kill loses at most the task in hand."""
+"""Many worlds by many processes into one store: the same bytes whatever their number, a kill loses at most the task in hand."""
 
 from __future__ import annotations
 

@@ -13,11 +13,13 @@ from rorqual.synthesis.general.surface import plural, words
 REGISTERS = ("terse", "plain", "formal", "chatty")
 COMPARE = {
     "terse": {"==": "= {}", "!=": "not {}", "<=": "<= {}", ">=": ">= {}", "<": "< {}", ">": "> {}", "in": "in {}"},
-    "plain": {"==": "is {}", "!=": "is not {}", "<=": "is at most {}", ">=": "is at least {}", "<": "is below {}", ">": "is above {}",
+    "plain": {"==": "is {}", "!=": "is not {}", "<=": "is at most {}", ">=": "is at least {}", "<": "is below {}",
+              ">": "is above {}",
               "in": "is one of {}"},
     "formal": {"==": "equals {}", "!=": "differs from {}", "<=": "does not exceed {}", ">=": "is no less than {}",
                "<": "is less than {}", ">": "is greater than {}", "in": "is among {}"},
-    "chatty": {"==": "is {}", "!=": "isn't {}", "<=": "is {} or less", ">=": "is {} or more", "<": "is under {}", ">": "is over {}",
+    "chatty": {"==": "is {}", "!=": "isn't {}", "<=": "is {} or less", ">=": "is {} or more", "<": "is under {}",
+               ">": "is over {}",
                "in": "is one of {}"},
 }  # fmt: skip
 DATES = {"<=": "is on or before {}", ">=": "is on or after {}", "<": "is before {}", ">": "is after {}"}
@@ -159,7 +161,8 @@ class Realiser:
         """A policy in one sentence."""
         head, _, rest = clause.atom.path.partition(".")
         table = self.domain.action(clause.action).param(head).target
-        return f"Use {clause.action} only for a {words(head)} whose {self.atom(table, Atom(rest, clause.atom.op, clause.atom.value))}."
+        said = self.atom(table, Atom(rest, clause.atom.op, clause.atom.value))
+        return f"Use {clause.action} only for a {words(head)} whose {said}."
 
 
 def system_message(domain: Domain, goal: Goal, extra: tuple[str, ...] = ()) -> str:

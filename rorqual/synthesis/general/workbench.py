@@ -21,8 +21,8 @@ DUMP = """
 import json, sqlite3
 db = sqlite3.connect(":memory:")
 db.executescript(open("database.sql").read())
-tables = [r[0] for r in db.execute("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")]
-schema = [r[0] for r in db.execute("SELECT sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid")]
+made = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+tables, schema = ([row[i] for row in db.execute(made)] for i in (0, 1))
 keys = {t: db.execute(f'PRAGMA table_info("{t}")').fetchone()[1] for t in tables}
 rows = {t: [list(r) for r in db.execute(f'SELECT * FROM "{t}" ORDER BY 1')] for t in tables}
 print(json.dumps({"schema": schema, "keys": keys, "rows": rows}))
