@@ -117,11 +117,10 @@ def attend_backward(
     weights = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_((indices < 0).unsqueeze(1), 0)
     drift = (grad_lse - (grad_out * out).sum(-1)).unsqueeze(-1)
     grad_scores = (grad_out @ entries[..., :value_dim].transpose(1, 2)).add_(drift).mul_(weights).mul_(scale)
-    grad_entries = grad_scores.transpose(1, 2) @ q  # [t, K, D]
-    grad_entries[..., :value_dim] += weights.transpose(1, 2) @ grad_out
-    grad_q = (grad_scores @ entries).masked_fill_((lse == -torch.inf).unsqueeze(-1), 0)
-    add_rows(grad_kv, indices, grad_entries)
-    return grad_q
+    # As a key an entry gets dS^T q, as a value P^T dO: one product over both, since what it costs is writing [t, K, D].
+    grad_values = F.pad(grad_out, (0, q.shape[2] - value_dim))
+    add_rows(grad_kv, indices, torch.cat([grad_scores, weights], 1).transpose(1, 2) @ torch.cat([q, grad_values], 1))
+    return grad_scores @ entries
 
 
 def block_columns(indices: Tensor) -> Tensor:
@@ -139,19 +138,21 @@ def present(indices: Tensor) -> Tensor:
 
 
 def gather_rows(source: Tensor, indices: Tensor) -> Tensor:
-    """source [S, D] at indices [t, K] -> [t, K, D]; a row that selects nothing reads position 0, or zeros of an empty source."""
+    """source [S, D] at indices [t, K] -> [t, K, D]. In place of a -1 stands another row of the same query; a query that selects
+    nothing gets zeros."""
     t, K = indices.shape
     if not len(source):
         return source.new_zeros(t, K, source.shape[1])
-    return source.index_select(0, present(indices).view(-1)).view(t, K, -1)
+    rows = source.index_select(0, present(indices).view(-1)).view(t, K, source.shape[1])
+    empty = (indices < 0).all(1)
+    return rows.masked_fill_(empty[:, None, None], 0) if bool(empty.any()) else rows
 
 
 def add_rows(target: Tensor, indices: Tensor, rows: Tensor) -> None:
-    """target[indices[t, k]] += rows[t, k], in that order, where the index is not negative: repeatable on CPU and GPU."""
+    """target[indices[t, k]] += rows[t, k], in that order, repeatable on CPU and GPU; rows must be 0 where the index is negative."""
     if not len(target):
         return
-    rows = rows.masked_fill_((indices < 0).unsqueeze(-1), 0).flatten(0, 1)
-    flat = present(indices).view(-1)
+    rows, flat = rows.flatten(0, 1), present(indices).view(-1)
     if target.is_cuda:  # index_add_ would add atomically
         target.index_put_((flat,), rows, accumulate=True)
     else:
