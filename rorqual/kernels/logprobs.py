@@ -109,17 +109,16 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets, temperature, tokens, offsets, bias, lse, entropy, logprobs = ctx.saved_tensors
         dtype = temperature.dtype
-        grad = grad.masked_fill(logprobs == -torch.inf, 0)
+        grad = grad.masked_fill(logprobs == -torch.inf, 0) / temperature
         grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=dtype)
         for rows in row_chunks(len(hidden), len(head)):
             logs = kept_logits(hidden, head, temperature, tokens, offsets, bias, rows).sub_(lse[rows, None])  # [n, V]
-            weights = logs.exp()
-            grad_logits = weights * -grad[rows, None]
-            grad_logits.scatter_add_(1, targets[rows, None].long(), grad[rows, None])
             if ctx.return_entropy:  # dH / dlogit = -p (log p + H)
-                logs.masked_fill_(logs == -torch.inf, 0).add_(entropy[rows, None])
-                grad_logits.sub_(weights.mul_(logs).mul_(grad_entropy[rows, None]))
-            grad_logits.div_(temperature[rows, None])
+                drift = torch.where(logs == -torch.inf, 0, logs + entropy[rows, None])
+                factor = drift.mul_((grad_entropy / temperature)[rows, None]).add_(grad[rows, None]).neg_()
+            else:
+                factor = -grad[rows, None]
+            grad_logits = logs.exp_().mul_(factor).scatter_add_(1, targets[rows, None].long(), grad[rows, None])
             grad_hidden[rows] = (grad_logits @ head.to(dtype)).to(hidden.dtype)
             grad_head.addmm_(grad_logits.t(), hidden[rows].to(dtype))
         return grad_hidden, grad_head.to(head.dtype), None, None, None, None, None, None
@@ -144,8 +143,8 @@ def kept_logits(
     dtype = temperature.dtype
     logits = row_product(hidden[rows], head).to(dtype)
     if bias is not None:
-        logits = logits + bias.to(dtype)
-    logits = logits / temperature[rows, None]
+        logits.add_(bias.to(dtype))
+    logits.div_(temperature[rows, None])
     if tokens is None or offsets is None:
         return logits
     bounds = offsets[rows.start : rows.stop + 1].to(logits.device)

@@ -149,7 +149,7 @@ def gather_rows(source: Tensor, indices: Tensor) -> Tensor:
 
 
 def add_rows(target: Tensor, indices: Tensor, rows: Tensor) -> None:
-    """target[indices[t, k]] += rows[t, k], in that order, repeatable on CPU and GPU; rows must be 0 where the index is negative."""
+    """target[indices[t, k]] += rows[t, k], in that order, repeatably; rows must be 0 where the index is negative."""
     if not len(target):
         return
     rows, flat = rows.flatten(0, 1), present(indices).view(-1)

@@ -82,6 +82,7 @@ def test_dense_ops_at_8k_tokens(op: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("op", ("dense", "warm_up", "quality"))
 def test_dense_ops_at_32k_tokens(op: str) -> None:
     assert_linear(op, (8192, 16384, 32768))
