@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rorqual.errors import UserError, require
@@ -38,6 +38,8 @@ class EndpointConfig:
     max_concurrent: int = 64
     max_body_bytes: int = 64 << 20
     """An answer larger than this is refused."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields to send with each request beside OpenAI's own, such as chat_template_kwargs."""
 
     def __post_init__(self) -> None:
         require(
@@ -98,8 +100,8 @@ class EndpointPolicy:
             return ChatReply({"role": "assistant", "content": "", "failure": reason}, StopReason.UNAVAILABLE)
 
     async def _ask(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
-        body = await self._post("/chat/completions", request_body(await self._name(), messages, tools, params))
-        return read_reply(body)
+        body = request_body(await self._name(), messages, tools, params) | dict(self.config.extra_body)
+        return read_reply(await self._post("/chat/completions", body))
 
     async def _name(self) -> str:
         if not self._model:
