@@ -201,7 +201,8 @@ class Host:
         return {"delta": self.delta()}
 
     def op_rows(self):
-        return {"rows": {table: [dict(zip(self.columns[table], row, strict=True)) for row in rows] for table, rows in self.initial.items()}}
+        named = {t: [dict(zip(self.columns[t], row, strict=True)) for row in rows] for t, rows in self.initial.items()}
+        return {"rows": named}
 
     def rows(self):
         """table -> its rows as tuples; tables whose names start with _ are the host's own."""
