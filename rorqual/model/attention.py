@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rorqual.errors import UserError
 from rorqual.kernels.dense_attention import masked_attention
 from rorqual.kernels.index_loss import index_loss, selection_quality
 from rorqual.model.call import AttentionMode, Call
@@ -53,7 +54,9 @@ class Attention(nn.Module):
         keys = call.caches.update(self.layer, self._entries(x, call.rotation), self._index_keys(x, call))
         selected = self._select(keys, index, handed, call)
         if index is not None and (call.trace.index_loss != "none" or call.trace.index_quality):
-            self._tell_index(keys, index, selected, self._absorb(q_nope, q_rope).detach(), call)
+            with torch.no_grad():
+                q = self._absorb(q_nope, q_rope)
+            self._tell_index(keys, index, selected, q, call)
         used = selected if call.mode.sparse and self.indexer_kind != "none" else None
         attend = self._expanded if self._is_expanded(keys, used, call.mode) else self._absorbed
         return self.wo(attend(keys, q_nope, q_rope, used).flatten(1)), selected
@@ -73,13 +76,14 @@ class Attention(nn.Module):
     # The indexer learns from its own loss only: its inputs are detached, and without that loss it is not differentiated.
 
     def _index_queries(self, x: Tensor, c_q: Tensor, call: Call) -> IndexQueries | None:
-        if self.indexer is None or not (call.mode.sparse or call.trace.wants_index):
+        if self.indexer is None or not call.wants_index:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and call.trace.index_loss != "none"):
             return self.indexer.queries(x.detach(), c_q.detach(), call.rotation)
 
     def _index_keys(self, x: Tensor, call: Call) -> Tensor | None:
-        if self.indexer is None:
+        """Later forwards select among the keys that a cache holds, whatever this one does."""
+        if self.indexer is None or not (call.wants_index or call.is_cached):
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and call.trace.index_loss != "none"):
             return self.indexer.keys(x.detach(), call.rotation)
@@ -90,17 +94,21 @@ class Attention(nn.Module):
         if index is None:
             return handed
         topk = self.config.index_topk
-        selected = keys.select(index.query, index.weight, topk)
         replayed = call.replay.indices(call.rows, self.ordinal) if call.replay else None
-        if replayed is not None:
-            selected = keys.replay(selected, replayed, topk)
+        if replayed is None:
+            selected = keys.select(index.query, index.weight, topk)
+        else:
+            is_whole = bool((replayed >= 0).any(1).all())
+            selected = keys.replay(None if is_whole else keys.select(index.query, index.weight, topk), replayed, topk)
         if call.trace.selected_indices:
             call.trace.selected.setdefault(self.layer, keys.to_positions(selected, topk))
         return selected
 
     def _tell_index(self, keys: Keys, index: IndexQueries, selected: Tensor | None, q: Tensor, call: Call) -> None:
         """The divergence of the indexer from the main attention, whose absorbed queries are q, and how good its selection is."""
-        (segment,) = keys.segments
+        if len(keys.segments) != 1:
+            raise UserError(f"index loss: expected the keys of one sequence or no cache, found those of {len(keys.segments)}")
+        segment = keys.segments[0]
         reach, kv, trace = segment.reach, segment.kv.detach(), call.trace
         listed = reach.listed(self.config.index_topk) if selected is None else selected
         if trace.index_loss != "none" and segment.index_keys is not None:

@@ -8,7 +8,7 @@ on a GPU it returns its own Keys, whose `select` and `attend` run over block tab
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,12 +81,12 @@ class Cache:
         self._spans: list[Span] = []
 
     def begin(self, rows: Rows) -> None:
-        self._spans, at = [], 0
-        for sequence, count in enumerate(rows.counts):
-            if count:
-                self._spans.append(self._span(sequence, slice(at, at + count), rows.tokens.device))
-            at += count
-        self._capacity *= 2 ** max(0, math.ceil(math.log2(max(self.lengths) / self._capacity)))
+        edges = itertools.pairwise([0, *itertools.accumulate(rows.counts)])
+        places = [(sequence, slice(*edge)) for sequence, edge in enumerate(edges) if edge[0] < edge[1]]
+        # A forward without rows has one empty span, so that its tensors have shapes.
+        self._spans = [self._span(sequence, place, rows.tokens.device) for sequence, place in places or [(0, slice(0, 0))]]
+        while self._capacity < max(self.lengths):
+            self._capacity *= 2
 
     def _span(self, sequence: int, rows: slice, device: torch.device) -> Span:
         old = self.lengths[sequence]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rorqual.errors import require
-from rorqual.model.cache import LayerCaches
+from rorqual.model.cache import LayerCaches, OwnRows
 from rorqual.model.replay import Replay
 from rorqual.model.rope import Rotation
 from rorqual.model.rows import Rows
@@ -42,3 +42,13 @@ class Call:
     mode: AttentionMode = ABSORBED
     replay: Replay | None = None
     trace: Trace = field(default_factory=Trace)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether later forwards will read what this one keeps."""
+        return not isinstance(self.caches, OwnRows)
+
+    @property
+    def wants_index(self) -> bool:
+        """Whether indexers must select."""
+        return self.mode.sparse or self.trace.wants_index

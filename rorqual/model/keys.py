@@ -39,7 +39,9 @@ class Keys(Protocol):
     def to_positions(self, selected: Tensor | None, topk: int) -> Tensor: ...
 
     def replay(self, selected: Tensor | None, positions: Tensor, topk: int) -> Tensor | None:
-        """The selection with the rows of `positions` [N, K'] in its place, but where such a row is all -1."""
+        """The selection with the rows of `positions` [N, K'] in its place, but where such a row is all -1.
+
+        selected None: no row of `positions` is, or none needs a selection."""
         ...
 
     @property
@@ -166,11 +168,11 @@ class Segments:
     def replay(self, selected: Tensor | None, positions: Tensor, topk: int) -> Tensor | None:
         if positions.shape[1] > topk:
             raise UserError(f"replayed selection: expected at most index_topk={topk} positions, found {positions.shape[1]}")
-        if selected is None:
+        if all(piece.reach.max_len <= topk for piece in self.segments):
             return None
         given = torch.where(positions >= 0, positions + self._starts[:, None], -1).int()
         given = F.pad(given, (0, topk - given.shape[1]), value=-1)
-        return torch.where((given >= 0).any(1, keepdim=True), given, selected)
+        return given if selected is None else torch.where((given >= 0).any(1, keepdim=True), given, selected)
 
     @cached_property
     def _starts(self) -> Tensor:

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         mode: AttentionMode = ABSORBED,
     ) -> States:
         """As forward, without the head: for losses that never hold all logits, and for MTP. Rows are packed."""
-        rows = pack_rows(tokens, positions, documents, cache.lengths if cache else ())
+        rows = pack_rows(tokens, positions, documents, () if cache is None else cache.lengths)
         return self.run(rows, cache, replay, trace=trace, mode=mode)
 
     def run(
@@ -104,10 +104,10 @@ class Transformer(nn.Module):
         mode: AttentionMode = ABSORBED,
     ) -> States:
         """The layers over rows that are packed already: what an engine calls."""
-        if cache:
+        if cache is not None:
             cache.begin(rows)
         angles = rotation(rows.positions, self.config)
-        call = Call(rows, angles, cache or OwnRows(rows), mode, replay, trace or Trace())
+        call = Call(rows, angles, OwnRows(rows) if cache is None else cache, mode, replay, trace or Trace())
         h, selected = self.embed(rows.tokens), None
         for block in self.layers:
             h, selected = block(h, selected, call)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from rorqual.model import AttentionMode, Trace, Transformer, YarnConfig
+from rorqual.model import AttentionMode, Cache, Trace, Transformer, YarnConfig
 from rorqual.model.indexer import hadamard_transform
 from tests.model.small_models import random_tokens, small_model
 
@@ -124,3 +124,15 @@ def test_a_model_without_a_query_latent_has_indexers_too() -> None:
     model = small_model(q_lora_rank=None)
     assert model.layers[0].attn.indexer.wq_b.weight.shape == (80, 40)
     assert (logits(model) - logits(model, sparse=False)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("indexers", ["full", "none"])
+def test_a_batch_without_tokens_gives_zeros_and_an_empty_cache_stays_so(indexers: str) -> None:
+    model = small_model(indexers=indexers)
+    padding = torch.full((2, 5), -1)
+    cache = Cache(model.config, 2)
+    with torch.no_grad():
+        for given in (None, cache):
+            assert not model(random_tokens(2, 5), documents=padding, cache=given).any()
+        assert model(random_tokens(2, 0)).shape == (2, 0, 97)
+    assert cache.lengths == [0, 0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import UserError
-from rorqual.model import AttentionMode, Replay, Trace, Transformer
+from rorqual.model import AttentionMode, Cache, Replay, Trace, Transformer
 from tests.model.small_models import random_tokens, small_model
 
 TOKENS = random_tokens(2, 33)
@@ -101,6 +101,22 @@ def test_rows_of_minus_one_decide_anew() -> None:
 def test_a_replayed_selection_wider_than_top_k_is_refused() -> None:
     with pytest.raises(UserError, match="at most index_topk=9 positions, found 10"):
         run(small_model(), Replay(selected_indices=[torch.zeros(2, 33, 10, dtype=torch.int32)] * 3))
+
+
+def test_a_whole_replay_spares_the_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    logits, trace = run(model)
+    replay = replay_of(trace)
+    for selected in replay.selected_indices:
+        selected[DOCUMENTS < 0] = 0  # padding is not looked at
+    monkeypatch.setattr("rorqual.model.keys.select_tokens", None)
+    assert torch.equal(run(model, replay)[0], logits)
+
+
+def test_the_index_loss_of_several_cached_sequences_is_refused() -> None:
+    model = small_model()
+    with pytest.raises(UserError, match="index loss: expected the keys of one sequence or no cache, found those of 2"):
+        model(TOKENS, cache=Cache(model.config, 2), trace=Trace(index_loss="dense"))
 
 
 def test_gates_of_replayed_experts_carry_a_gradient_to_the_router() -> None:
