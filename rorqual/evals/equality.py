@@ -84,7 +84,8 @@ class Judge:
         child.kill()
         for stream in (child.stdin, child.stdout):
             with contextlib.suppress(OSError):
-                stream and stream.close()
+                if stream is not None:
+                    stream.close()
         child.wait()
 
 
@@ -133,13 +134,18 @@ def same(gold: str, answer: str) -> bool:
     units = (_unit(gold), _unit(answer))
     if all(units) and _singular(units[0]) != _singular(units[1]):
         return False
-    from math_verify import parse, verify
+    from math_verify import parse
 
     read = [parse(f"${text}$", parsing_timeout=10) for text in (gold, answer)]
     if not read[0]:
         raise EqualityError(f"the gold answer {gold!r} can't be read")
-    options = {"timeout_seconds": 10, "allow_set_relation_comp": True}
-    return verify(*read, **options) or verify(*map(_imaginary, read), **options)
+    return _verified(*read) or _verified(*map(_imaginary, read))
+
+
+def _verified(gold: Any, answer: Any) -> bool:
+    from math_verify import verify
+
+    return verify(gold, answer, timeout_seconds=10, allow_set_relation_comp=True)
 
 
 def _singular(unit: str) -> str:

@@ -1,0 +1,222 @@
+"""Measure a policy on a benchmark under one of the paper's context strategies, with honest statistics.
+
+    rorqual evaluate --benchmark gsm8k --policy runs/tiny/model --data gsm8k/test.jsonl --limit 100 --out runs/gsm8k
+    rorqual evaluate --benchmark heldout --data tasks --policy http://127.0.0.1:8000 --context discard-all --n 4 --k 4 --out run
+    rorqual evaluate --benchmark gsm8k --data test.jsonl --policy program:gold --out runs/gold --compare runs/gsm8k
+
+A run that was stopped goes on where it was when the same command is given again. --rescore judges the attempts of --out anew
+without running the policy. A policy is a checkpoint directory, an OpenAI-compatible address (key in OPENAI_API_KEY) or a program
+(program:gold, :corrupted, :silent, :endless, :failing). --benchmark list prints the benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from rorqual.errors import UsageError
+
+CONTEXTS = ("none", "summary", "discard-75", "discard-all", "parallel-fewest-step")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--benchmark", required=True, help="its name, or list")
+    add("--policy", help="a checkpoint directory, an http(s) address, or program:NAME")
+    add("--context", choices=CONTEXTS, default="none", help="what is done when a trajectory outgrows its window")
+    add("--runs", type=int, default=4, help="N of parallel-fewest-step")
+    add("--data", help="local file or directory of the benchmark (else the Hugging Face hub)")
+    add("--split", default="test", help="of a store of tasks: test, test_combination, test_mechanism, train, all")
+    add("--limit", type=int, help="only the first so many tasks")
+    add("--n", type=int, default=1, help="attempts at each task that count")
+    add("--k", type=int, nargs="+", default=[1], help="pass@k for each of these")
+    add("--out", help="where attempts and results are kept")
+    add("--seed", type=int, default=0, help="of sampling, and of generated sets")
+    add("--count", type=int, default=100, help="tasks of a generated set")
+    add("--length", type=int, default=4096, help="characters of a generated set's texts")
+    add("--temperature", type=float, help="instead of the protocol's")
+    add("--top-p", type=float, help="instead of the protocol's")
+    add("--thinking", choices=("on", "off"), help="instead of the protocol's")
+    add("--max-tokens", type=int, help="sampled tokens of one attempt, resets included")
+    add("--max-turn-tokens", type=int, help="sampled tokens of one message")
+    add("--max-turns", type=int, help="steps of one attempt, resets included")
+    add("--window", type=int, help="the context's length in tokens")
+    add("--trigger-share", type=float, default=0.8, help="share of the window above which a strategy acts")
+    add("--concurrency", type=int, default=16, help="attempts at one time")
+    add("--isolation", default="bwrap", help="how programs are confined: bwrap, process or oci")
+    add("--program-timeout", type=float, default=10.0, metavar="S", help="wall-clock seconds of one run of a program")
+    add("--model", default="", help="the model's name at an endpoint")
+    add("--max-tries", type=int, default=4, help="how often an endpoint is asked before the attempt counts as failed")
+    add("--plain-endpoint", action="store_true", help="send no chat_template_kwargs to the endpoint")
+    add("--dtype", default="float32")
+    add("--device", default="cpu")
+    add("--cache-tokens", type=int, default=65536, help="room of the embedded engine's cache")
+    add("--price", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"), help="of a million tokens")
+    add("--retry-failures", action="store_true", help="play attempts anew whose policy or world failed")
+    add("--rescore", action="store_true", help="judge the stored attempts anew, without the policy")
+    add("--compare", metavar="RUN", help="compare with another evaluation's directory, task by task")
+    add("--page", action="store_true", help="write OUT/index.html, with the strategies of --beside in one plot")
+    add("--beside", nargs="*", default=[], metavar="RUN", help="other evaluations to put on the page")
+    add("--quiet", action="store_true", help="no progress on the console")
+    add("--json", action="store_true", help="print the results as JSON")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    from rorqual.evals.catalogue import benchmark
+
+    if args.benchmark == "list":
+        return _list(args.json)
+    chosen = benchmark(args.benchmark)
+    if args.policy is None or args.out is None:
+        raise UsageError("--policy and --out are needed: what is measured, and where the attempts are kept")
+    if max(args.k) > args.n or min(args.k) < 1:
+        raise UsageError(f"--k {max(args.k)}: pass@k needs at least k attempts at each task, found --n {args.n}")
+    results = asyncio.run(_evaluate(args, chosen))
+    if args.compare:
+        results["comparison"] = _compare(Path(args.compare), results)
+    if args.page:
+        _write_page(args)
+    print(json.dumps(results) if args.json else _text(results))
+
+
+async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
+    import dataclasses
+
+    from rorqual.evals import runner
+    from rorqual.evals.policies import PolicyOptions, open_policy
+    from rorqual.evals.published import published_scores
+    from rorqual.evals.results import Prices, curve, table
+    from rorqual.runlog import RunLog, write_atomically
+
+    config, options = _config(args), _options(args)
+    suite = chosen.load(chosen, options)
+    out = Path(args.out)
+    log = RunLog(out, quiet=args.quiet or args.json)
+    log.begin(config)
+    how = PolicyOptions(
+        args.model, args.dtype, args.device, args.cache_tokens, args.max_tries, concurrency=args.concurrency,
+        says_thinking=not args.plain_endpoint,
+    )  # fmt: skip
+    identity = _stored_identity(out) if args.rescore else ""
+    if args.rescore:
+        store = runner.cache(out, chosen, suite, config, identity)
+        attempts = await runner.rescore(suite, runner.stored(suite, config, store), args.concurrency)
+    else:
+        async with open_policy(args.policy, chosen, suite, config.thinks(chosen), how) as player:
+            identity = player.identity
+            store = runner.cache(out, chosen, suite, config, identity)
+            with log.progress(f"{chosen.name} {config.context}", len(suite.tasks) * config.attempts) as bar:
+                attempts = await runner.run(chosen, suite, player, config, store, lambda trajectory: bar.advance())
+    results = {"policy": args.policy, "identity": identity, "rescored": args.rescore, "source": chosen.source,
+               "licence": chosen.licence, "protocol": _protocol(chosen, config)}  # fmt: skip
+    results |= table(chosen, suite, attempts, config, args.k, Prices(*args.price))
+    results |= {"curve": curve(attempts, config), "published": published_scores(chosen.published)}
+    write_atomically(out / "evaluation.json", json.dumps({"identity": identity, "config": dataclasses.asdict(config)}, indent=1))
+    write_atomically(out / "results.json", json.dumps(results, indent=1))
+    log.event("evaluated", benchmark=chosen.name, context=config.context, score=results["score"]["value"])
+    log.close()
+    return results
+
+
+def _config(args: argparse.Namespace) -> Any:
+    from rorqual.evals.runner import Config
+
+    thinking = None if args.thinking is None else args.thinking == "on"
+    names = ("context", "runs", "seed", "concurrency", "temperature", "top_p", "max_tokens", "max_turn_tokens", "max_turns",
+             "window", "trigger_share", "retry_failures")  # fmt: skip
+    return Config(samples=args.n, thinking=thinking, **{name: getattr(args, name) for name in names})
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from rorqual.evals.benchmark import Options
+
+    names = ("data", "limit", "seed", "count", "length", "isolation", "split")
+    return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
+
+
+def _protocol(chosen: Any, config: Any) -> dict[str, Any]:
+    """What was really asked, the protocol's own values and what was put in their place."""
+    agent, params = config.agent(chosen), config.params(chosen)
+    return {
+        "template": chosen.protocol.template, "temperature": params.temperature, "top_p": params.top_p,
+        "thinking": config.thinks(chosen), "max_turns": agent.max_turns, "max_tokens": agent.max_tokens, "window": agent.window,
+        "trigger_share": agent.trigger_share, "notes": chosen.notes,
+    }  # fmt: skip
+
+
+def _stored_identity(out: Path) -> str:
+    path = out / "evaluation.json"
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; --rescore judges the attempts of an evaluation that was finished in --out")
+    return json.loads(path.read_text(encoding="utf-8"))["identity"]
+
+
+def _compare(other: Path, results: dict[str, Any]) -> dict[str, Any]:
+    from rorqual.evals.results import paired
+
+    first = read_results(other)
+    return {"first": str(other), "first_policy": first["policy"], **paired(first, results)}
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    path = directory / "results.json"
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; an evaluation that ended has one")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_page(args: argparse.Namespace) -> None:
+    from rorqual.report.evaluation import evaluation_page
+    from rorqual.runlog import write_atomically
+
+    runs = [read_results(Path(directory)) for directory in (args.out, *args.beside)]
+    write_atomically(Path(args.out) / "index.html", evaluation_page(runs))
+
+
+def _list(as_json: bool) -> None:
+    from rorqual.evals.catalogue import BENCHMARKS
+
+    facts = [{"name": b.name, "title": b.title, "source": b.source, "licence": b.licence, "notes": b.notes}
+             for b in BENCHMARKS.values()]  # fmt: skip
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for fact in facts:
+        print(f"{fact['name']:<18} {fact['title']}  [{fact['licence']}; {fact['source']}]")
+
+
+def _text(results: dict[str, Any]) -> str:
+    score, attempts = results["score"], results["passed_attempts"]
+    lines = [
+        f"{results['benchmark']}  {results['policy']}  context {results['context']}",
+        f"score              {_rate(score)} over {results['tasks']} tasks, {results['samples']} attempts each",
+        f"passed attempts    {attempts['passed']} of {attempts['of']} scored ({_rate(attempts)})",
+        *(f"pass@{k:<14} {_rate(found)} over {found['tasks']} tasks" for k, found in results["pass_at_k"].items()),
+    ]
+    if results["samples"] > 1:
+        lines.append(f"majority           {_rate(results['majority'])}")
+    if results["unscored_attempts"]:
+        lines.append(f"WITHOUT A SCORE    {results['unscored_attempts']} attempts; score if all of them failed: "
+                     f"{100 * results['score_if_unscored_fail']:.1f} %")  # fmt: skip
+    if results["defective_rows"]:
+        first = results["defective_rows"][0]
+        lines.append(f"DEFECTIVE ROWS     {len(results['defective_rows'])}, left out; {first['where']}: {first['what']}")
+    for name, found in results["outcomes"].items():
+        if found:
+            lines.append(f"{name:<18} {', '.join(f'{key} {count}' for key, count in found.items())}")
+    lines.append("accounts           " + ", ".join(f"{name} {value:g}" for name, value in results["accounts"].items()))
+    if comparison := results.get("comparison"):
+        lines.append(f"against {comparison['first']}: {_rate(comparison['difference'])}, {comparison['wins']} tasks better, "
+                     f"{comparison['losses']} worse, p = {comparison['p_value']:.3g}")  # fmt: skip
+    if results["published"]:
+        lines.append("published          " + ", ".join(f"{name} {value:g}" for name, value in results["published"].items()))
+    return "\n".join(lines)
+
+
+def _rate(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "none"
+    return f"{100 * found['value']:.1f} % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"

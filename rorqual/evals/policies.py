@@ -1,0 +1,137 @@
+"""What can be measured: a checkpoint directory, an OpenAI-compatible address, or a program (`program:gold` and others).
+
+Programs are for tests and for proving a benchmark: `gold` gives each reference solution, `corrupted` each one made wrong,
+`silent` answers nothing, `endless` never ends a message, `failing` is an endpoint that fails for a tenth of the calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rorqual.errors import UserError
+from rorqual.evals.benchmark import Benchmark, Suite
+from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams, StopReason
+from rorqual.rollout.agent import speaker_of
+from rorqual.rollout.endpoint import EndpointConfig, EndpointPolicy
+from rorqual.rollout.speaker import ChatMode, ChatOfTokens
+from rorqual.tasks.task import canonical
+
+PROGRAM = "program:"
+
+
+@dataclass(frozen=True)
+class Player:
+    """A policy that is ready to play."""
+
+    identity: str
+    """What a stored attempt belongs to: two policies with one identity are taken for the same."""
+    make_speaker: Callable[..., Any]
+    summariser: ChatPolicy
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How to run a policy."""
+
+    model: str = ""
+    """The model's name at an endpoint; empty takes the first that it lists."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    cache_tokens: int = 65536
+    max_tries: int = 4
+    timeout_s: float = 600.0
+    concurrency: int = 16
+    says_thinking: bool = True
+    """Send `chat_template_kwargs: {thinking}` to an endpoint; False for one that refuses fields it does not know."""
+
+
+@asynccontextmanager
+async def open_policy(
+    spec: str, benchmark: Benchmark, suite: Suite, thinking: bool, options: PolicyOptions
+) -> AsyncIterator[Player]:
+    """Raises UserError where `spec` is none of the three kinds."""
+    mode = ChatMode(thinking=thinking)
+    if spec.startswith(PROGRAM):
+        program = _program(spec.removeprefix(PROGRAM), benchmark, suite)
+        yield Player(spec, speaker_of(program), program)
+    elif spec.startswith(("http://", "https://")):
+        config = EndpointConfig(
+            spec, options.model, timeout_s=options.timeout_s, max_tries=options.max_tries, max_concurrent=options.concurrency,
+            extra_body={"chat_template_kwargs": {"thinking": thinking}} if options.says_thinking else {},
+        )  # fmt: skip
+        async with EndpointPolicy(config) as policy:
+            yield Player(f"{config.base}#{options.model}", speaker_of(policy), policy)
+    elif Path(spec).is_dir():
+        from rorqual.engine import EngineConfig
+        from rorqual.serve.main import engine_backend
+
+        backend = engine_backend(spec, EngineConfig(cache_tokens=options.cache_tokens), options.dtype, options.device, 1 << 16)
+        async with backend.service as service:
+            chat = ChatOfTokens(service, backend.tokenizer, mode)
+            yield Player(f"{fingerprint(Path(spec))}#{options.dtype}", speaker_of(service, backend.tokenizer, mode), chat)
+    else:
+        raise UserError(f"{spec}: no checkpoint directory, no http(s) address, and no {PROGRAM}NAME")
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """A digest of a checkpoint's files: name, size, first and last mebibyte of each. Another training gives another one."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.glob("*.safetensors")) + sorted(checkpoint.glob("*.json")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with open(file, "rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(size - (1 << 20), 0))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+class Scripted:
+    """A ChatPolicy that says what `answer` gives for the task whose first messages it sees; None is an answer cut short."""
+
+    def __init__(self, suite: Suite, answer: Callable[[Any, SamplingParams], Message | None]):
+        self.answer = answer
+        self._tasks = {_opening(task.messages): task for task in suite.tasks.values()}
+
+    async def reply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
+        task = self._tasks.get(_opening(messages))
+        said = self.answer(task, params) if task is not None else {"role": "assistant", "content": ""}
+        if said is None:
+            tokens = {"completion_tokens": params.max_tokens}
+            return ChatReply({"role": "assistant", "content": "and so on " * 8}, StopReason.LENGTH, usage=tokens)
+        if "failure" in said:
+            return ChatReply(said, StopReason.UNAVAILABLE)
+        return ChatReply(said, StopReason.STOP)
+
+
+def _opening(messages: Sequence[Message]) -> str:
+    """The first user message, which tells tasks apart."""
+    return next((canonical(message.get("content")) for message in messages if message.get("role") == "user"), "")
+
+
+def _says(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _program(name: str, benchmark: Benchmark, suite: Suite) -> Scripted:
+    def failing(task: Any, params: SamplingParams) -> Message:
+        drawn = hashlib.sha256(f"{task.id}/{params.seed}".encode()).digest()[0]
+        if drawn < 26:  # of 256: a tenth
+            return {"role": "assistant", "content": "", "failure": "status 503, as scripted"}
+        return _says(benchmark.reference(task))
+
+    programs: dict[str, Callable[[Any, SamplingParams], Message | None]] = {
+        "gold": lambda task, params: _says(benchmark.reference(task)),
+        "corrupted": lambda task, params: _says(benchmark.corrupted(task)),
+        "silent": lambda task, params: _says(""),
+        "endless": lambda task, params: None,
+        "failing": failing,
+    }
+    if name not in programs:
+        raise UserError(f"{PROGRAM}{name}: there are {', '.join(PROGRAM + each for each in programs)}")
+    return Scripted(suite, programs[name])
