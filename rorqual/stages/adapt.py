@@ -98,7 +98,8 @@ def main(config: Config, source: Path, destination: Path, work: Path, world: Wor
     control = train_sparse.main(replace(config.train_sparse, dense=True), warm, place("control"))
     report: dict[str, Any] = {}
     if world.is_main:
-        report = judge(config.quality, config.train_sparse.batch, open_model(sparse), open_model(control), store)
+        ours, theirs = (open_model(path).to(world.device) for path in (sparse, control))
+        report = judge(config.quality, config.train_sparse.batch, ours, theirs, store)
         write_atomically(work / REPORT, json.dumps(report, indent=1))
         write_atomically(work / PAGE, quality_page(report))
         _publish(sparse, work, destination)

@@ -78,7 +78,7 @@ def selection(model: Transformer, batches: Iterable[Batch], mode: AttentionMode 
     sums: dict[int, dict[str, float]] = {}
     rows = 0
     for batch in batches:
-        trace = Trace(index_quality=True)
+        batch, trace = batch.to(model.embed.weight.device), Trace(index_quality=True)
         states = model.states(batch.tokens, documents=batch.documents, trace=trace, mode=mode)
         long = states.rows.positions >= model.config.index_topk
         rows += int(long.sum())
