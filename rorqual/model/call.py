@@ -22,9 +22,9 @@ class AttentionMode:
     form: Literal["absorbed", "expanded", "auto"] = "absorbed"
     """absorbed: multi-query attention over the latents; a row's bits depend on its context alone, so that decoding equals
     prefill. expanded: multi-head attention, sparse by a mask. auto: expanded where that is faster, absorbed elsewhere."""
-    masked_factor: float = 3.0
+    masked_factor: float = 4.0
     """auto simulates sparse attention by masked multi-head attention up to this many times index_topk of context. Measured on
-    CPU: level at 3.5 times for 64, 256 and 512 selected keys; the paper's cost curve has its knee at 3.2 times."""
+    CPU (benchmarks/prove_masked_crossover.py): level at 4 to 8 times; the paper's cost curve has its knee at 3.2 times."""
 
     def __post_init__(self) -> None:
         require(self, masked_factor=(self.masked_factor >= 0, "at least 0"))
