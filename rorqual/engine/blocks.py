@@ -93,10 +93,14 @@ class BlockPool:
             del self._block_by_hash[name]
 
 
-def chain_hashes(tokens: Sequence[int], block_size: int, salt: bytes = b"") -> list[bytes]:
-    """The name of each full block of a token sequence: a hash of the name before it and the block's tokens."""
-    ids = np.asarray(tokens, dtype=np.int64)
-    names, parent = [], salt
+def chain_hashes(tokens: Sequence[int], block_size: int, salt: bytes = b"", known: Sequence[bytes] = ()) -> list[bytes]:
+    """The name of each full block of a token sequence: a hash of the name before it and the block's tokens.
+
+    known: the names of its first blocks, if they were made before; only the others are hashed.
+    """
+    names = list(known)
+    ids = np.asarray(tokens[len(names) * block_size :], dtype=np.int64)
+    parent = names[-1] if names else salt
     for start in range(0, len(ids) - block_size + 1, block_size):
         parent = hashlib.blake2b(parent + ids[start : start + block_size].tobytes(), digest_size=16).digest()
         names.append(parent)

@@ -184,8 +184,7 @@ class Engine:
             for name, tensor in given:
                 own[name].copy_(tensor)
         self.version = self.version + 1 if version is None else version
-        self.scheduler.salt = struct.pack("q", self.version)
-        self.pool.forget_all()
+        self.scheduler.renew(struct.pack("q", self.version))
         return self.version
 
     # --- settling

@@ -29,6 +29,8 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     computed_len: int = 0
     """How many of `tokens` have their activations in the cache."""
+    names: list[bytes] = field(default_factory=list)
+    """The chain hashes of its full blocks so far; empty again when the weights change."""
     cached_len: int = 0
     """How many prompt tokens the prefix cache spared when the request was first admitted."""
     preemptions: int = 0

@@ -115,9 +115,16 @@ class Scheduler:
         size = self.pool.block_size
         if not self.config.prefix_cache or length // size == before // size:
             return
-        for index, name in enumerate(chain_hashes(request.tokens[:length], size, self.salt)):
-            if index >= before // size:
-                self.pool.publish(request.blocks[index], name)
+        request.names = chain_hashes(request.tokens[:length], size, self.salt, request.names[: before // size])
+        for index in range(before // size, len(request.names)):
+            self.pool.publish(request.blocks[index], request.names[index])
+
+    def renew(self, salt: bytes) -> None:
+        """The weights have changed: nothing that is cached may be found again."""
+        self.salt = salt
+        self.pool.forget_all()
+        for request in [*self.running, *self.waiting]:
+            request.names = []
 
     def preempt(self, request: Request) -> None:
         """Take a running request's blocks and put it first in the queue; its tokens are kept and computed again."""
@@ -146,8 +153,10 @@ class Scheduler:
 
     def _admit(self, request: Request, budget: int) -> Work | None:
         # The last known token is always computed: its logits are what the request is here for.
-        names = chain_hashes(request.tokens[:-1], self.pool.block_size, self.salt) if self.config.prefix_cache else []
-        found = self.pool.find_prefix(names)
+        if self.config.prefix_cache:
+            known = request.names[: (len(request.tokens) - 1) // self.pool.block_size]
+            request.names = chain_hashes(request.tokens[:-1], self.pool.block_size, self.salt, known)
+        found = self.pool.find_prefix(request.names)
         fresh = self.pool.allocate(self.pool.blocks_for(len(request.tokens)) - len(found))
         if fresh is None:
             self.pool.release(found)
