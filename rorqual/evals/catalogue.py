@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.errors import UserError
-from rorqual.evals import choices, mathematics, needles, programs, stores
+from rorqual.evals import browse, choices, mathematics, needles, programs, stores
 from rorqual.evals.benchmark import BOXED, Benchmark, Protocol
 from rorqual.evals.source import Hub
 from rorqual.tasks import Task
@@ -95,6 +95,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             "ruler", "A RULER-like set: several needles, tracing of variables, commonest words", "made here from the seed; "
             "after Hsieh et al. 2024", "Apache-2.0", Protocol(needles.TEMPLATE, max_tokens=1024, thinking=False),
             needles.load_ruler, answer_of=needles.answer_of,
+        ),
+        Benchmark(
+            "browse", "BrowseComp-style questions over a local corpus", "your files: see docs/evaluation.md; after Wei et al. 2025",
+            "yours", Protocol(browse.TEMPLATE, max_turns=512), browse.load, answer_of=mathematics.answer_of,
+            published="BrowseComp", notes="a local corpus in place of the web, so that no score compares with the paper's",
         ),
         Benchmark(
             "heldout", "The held-out split of a store of synthesised tasks", "rorqual synthesize; --data names the store",
