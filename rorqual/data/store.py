@@ -59,6 +59,7 @@ class TokenStore:
     def ends(self) -> tuple[int, int]:
         """The ids that begin and end a document."""
         first, last = (self.tokenizer.token_to_id(token) for token in self.facts["document_ends"])
+        assert first is not None and last is not None, "the store was written with other tokens"
         return first, last
 
     def documents(self, name: str, split: str) -> Documents:

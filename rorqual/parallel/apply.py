@@ -40,7 +40,7 @@ def parallelize(objective: nn.Module, model: Transformer, world: World, config: 
     if world.size > 1 and world.config.expert > 1:
         for block in blocks:
             if isinstance(block.ffn, MoE):
-                block.ffn.experts = TravellingExperts(block.ffn.experts, world.flat_mesh)
+                block.ffn.register_module("experts", TravellingExperts(block.ffn.experts, world.flat_mesh))
     if config.recompute:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

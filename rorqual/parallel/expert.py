@@ -43,7 +43,8 @@ class TravellingExperts(nn.Module):
         own = exchange(pairs[order], there, back, group)
         first = self.mesh.get_local_rank() * self.own_count
         ones = torch.ones(len(own), 1, dtype=gates.dtype, device=x.device)
-        y = experts(rows, *(_local(w) for w in (self.w1, self.w2, self.w3)), (own - first)[:, None], ones)
+        w1, w2, w3 = (_local(weight) for weight in self.parameters())
+        y = experts(rows, w1, w2, w3, (own - first)[:, None], ones)
         y: Tensor = ExchangeRows.apply(y, back, there, group)  # type: ignore[assignment] # [N K, D], in `order`
         weighted = y.float() * gates.flatten()[order, None]
         return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add(0, order // K, weighted).to(x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rorqual.model.moe import MoE
+from rorqual.model.router import Router
 from rorqual.model.trace import Trace
 from rorqual.model.transformer import Transformer
 
@@ -27,10 +28,10 @@ def move_biases(model: Transformer, loads: Mapping[int, Tensor], step_size: floa
     for layer, router in routers(model):
         if layer in loads:
             load = loads[layer].float()
-            router.expert_bias += step_size * torch.sign(load.mean() - load)
+            router.expert_bias.add_(torch.sign(load.mean() - load), alpha=step_size)
 
 
-def routers(model: Transformer) -> Iterable[tuple[int, torch.nn.Module]]:
+def routers(model: Transformer) -> list[tuple[int, Router]]:
     """(layer, router) of every MoE layer; the MTP layer is number n_layers."""
     blocks = [*model.layers, *([model.mtp.layer] if model.mtp is not None else [])]
     return [(block.layer, block.ffn.router) for block in blocks if isinstance(block.ffn, MoE)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp  # pyright: ignore[reportPrivateImportUsage]
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from rorqual.errors import UserError
@@ -44,7 +44,7 @@ class Checkpoints:
         self.world.barrier()
         try:
             with warnings.catch_warnings(action="ignore"):  # that one process saves alone is what is meant
-                dcp.save(tensors, storage_writer=dcp.FileSystemWriter(part), no_dist=self.world.size == 1)
+                dcp.save(tensors, storage_writer=dcp.FileSystemWriter(part), no_dist=self.world.size == 1)  # pyright: ignore
             if self.world.is_main:
                 (part / FACTS).write_text(json.dumps({**facts, "step": step}), encoding="utf-8")
                 digests = {path.name: _digest(path) for path in sorted(part.iterdir())}
@@ -78,7 +78,7 @@ class Checkpoints:
                 continue
             try:
                 with warnings.catch_warnings(action="ignore"):
-                    dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.world.size == 1)
+                    dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=self.world.size == 1)  # pyright: ignore
             except dcp.api.CheckpointException as error:
                 raise UserError(f"{path}: does not fit this model: {_first_reason(error)}") from None
             return json.loads((path / FACTS).read_text(encoding="utf-8"))
@@ -128,6 +128,6 @@ def _flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _first_reason(error: Exception) -> str:
+def _first_reason(error: BaseException) -> str:
     failures = getattr(error, "failures", None)
     return str(next(iter(failures.values()))[0] if failures else error)

@@ -91,23 +91,32 @@ class Inputs:
     def of(cls, batch: Batch) -> Inputs:
         rows = pack_rows(batch.tokens, None, batch.documents)
         places = torch.arange(batch.tokens.shape[0], device=batch.tokens.device)[:, None].expand_as(batch.tokens)
-        targets = (rows.pack(batch.targets(1)), rows.pack(batch.targets(2)))
+        next_one, one_after = rows.pack(batch.targets(1)), rows.pack(batch.targets(2))
         lengths = torch.tensor(rows.counts, dtype=torch.float32, device=batch.tokens.device)
-        return cls(rows, rows.next_tokens(), *targets, rows.pack(places), lengths)
+        return cls(rows, rows.next_tokens(), next_one, one_after, rows.pack(places), lengths)
 
     def share(self, world: World) -> Inputs:
         """What this rank computes of sequences that its context group shares."""
         if world.config.context == 1:
             return self
         keys = GatheredKeys(self.rows, world.context_rank, world.context_group)
-        per_row = (x[keys.mine] for x in (self.following, self.targets, self.mtp_targets, self.sequences))
-        parts, group = world.config.context, world.context_group
+        mine, group = keys.mine, world.context_group
 
         def sum_parts(x: Tensor) -> Tensor:
             dist.all_reduce(x, group=group)
             return x
 
-        return Inputs(local_rows(self.rows, keys.mine), *per_row, self.lengths, keys, parts, sum_parts)
+        return Inputs(
+            local_rows(self.rows, mine),
+            self.following[mine],
+            self.targets[mine],
+            self.mtp_targets[mine],
+            self.sequences[mine],
+            self.lengths,
+            keys,
+            world.config.context,
+            sum_parts,
+        )
 
 
 class Losses(NamedTuple):
