@@ -117,7 +117,7 @@ class Host:
         return getattr(self, "op_" + request["op"])(**{k: v for k, v in request.items() if k != "op"})
 
     def op_load(self, schema, rows, keys, source):
-        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        self.db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self.db.row_factory = sqlite3.Row
         self.keys = keys
         self.db.execute("BEGIN")

@@ -51,16 +51,33 @@ class GaveUp(Exception):
     """The planner can't go on: a call was refused, or nothing is left to choose from."""
 
 
+Trail = tuple[str, ...]
+"""The calls of an attempt from its first change on, as text."""
+
+
+@dataclass
+class Memory:
+    """What a world answered before. A world is deterministic from a reset (a gate proves it), so nothing need be played twice."""
+
+    reads: dict[str, ToolCall] = field(default_factory=dict)
+    """Calls before any change."""
+    steps: dict[Trail, ToolCall] = field(default_factory=dict)
+    """The last call of a path."""
+    verdicts: dict[tuple[Trail, str | None], Verdict] = field(default_factory=dict)
+
+
 @dataclass
 class Attempt:
-    """One play of a task in a session that others used before: reads are answered from memory until the first write."""
+    """One play of a task in a session that others used before. What the memory holds is played only where it must be."""
 
     session: WorldSession
     task: Task
-    memory: dict[str, ToolCall]
+    memory: Memory
     without: str = ""
     calls: list[ToolCall] = field(default_factory=list)
-    is_changed: bool = False
+    path: Trail = ()
+    _waiting: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    _is_reset: bool = False
 
     def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """The parsed observation. Raises GaveUp past the task's budget of calls."""
@@ -68,34 +85,58 @@ class Attempt:
             raise GaveUp("budget")
         made = self._call(name, arguments)
         self.calls.append(made)
-        self.is_changed |= made.changes > 0
         return json.loads(made.observation)
 
     def _call(self, name: str, arguments: dict[str, Any]) -> ToolCall:
         if name == self.without:
             return ToolCall(name, arguments, '{"error": "unknown_tool"}')
         key = f"{name}{sorted(arguments.items())}"
-        if not self.is_changed and key in self.memory:
-            return self.memory[key]
+        path = (*self.path, key)
+        if not self.path and key in self.memory.reads:
+            return self.memory.reads[key]
+        if path in self.memory.steps:
+            self._waiting.append((name, arguments))
+            self.path = path
+            return self.memory.steps[path]
+        self._play()
         made = self.session.call(name, arguments)
-        if not self.is_changed and not made.changes:
-            self.memory[key] = made
+        if self.path or made.changes:
+            self.memory.steps[path] = made
+            self.path = path
+        else:
+            self.memory.reads[key] = made
         return made
+
+    def _play(self) -> None:
+        """Bring the session to where this attempt is."""
+        if not self._is_reset:
+            self.session.reset()
+            self._is_reset = True
+        for name, arguments in self._waiting:
+            self.session.call(name, arguments)
+        self._waiting.clear()
+
+    def verdict(self, answer: str | None) -> Verdict:
+        key = (self.path, answer)
+        if key not in self.memory.verdicts:
+            self._play()
+            delta = self.session.delta() if self.path else []
+            self.memory.verdicts[key] = self.session.verify(self.task, delta, answer)
+        return self.memory.verdicts[key]
 
 
 Policy = Callable[[Attempt], str | None]
 """Plays a task and gives back its answer."""
 
 
-def play(session: WorldSession, task: Task, policy: Policy, memory: dict[str, ToolCall], without: str = "") -> Verdict:
-    """One attempt, from a reset to its verdict."""
-    session.reset()
+def play(session: WorldSession, task: Task, policy: Policy, memory: Memory, without: str = "") -> Verdict:
+    """One attempt, from the initial state to its verdict."""
     attempt = Attempt(session, task, memory, without)
     try:
         answer = policy(attempt)
     except (GaveUp, LookupError, TypeError, ValueError):
         answer = None
-    return session.verify(task, session.delta() if attempt.is_changed else [], answer)
+    return attempt.verdict(answer)
 
 
 def pass_at_k(attempts: int, passed: int, k: int) -> float:
@@ -405,7 +446,7 @@ def climb(
     most: int,
 ) -> LadderReport:
     """Play `attempts` times; where none passed, go on to `most` (so pass@100 > 0 is really tried)."""
-    memory: dict[str, ToolCall] = {}
+    memory = Memory()
     done = passed = 0
     while done < attempts or (passed == 0 and done < most):
         policy = planner(random.Random(f"{task.id}/{done}"), SKILLS[done % len(SKILLS)])
