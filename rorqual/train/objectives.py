@@ -133,7 +133,8 @@ class Objective(nn.Module):
 
     def __init__(self, model: Transformer, config: ObjectiveConfig, mode: AttentionMode, index_loss: IndexLossKind = "none"):
         super().__init__()
-        self.model, self.config, self.mode, self.index_loss = model, config, mode, index_loss
+        self.model, self.config, self.mode = model, config, mode
+        self.index_loss: IndexLossKind = index_loss
 
     def forward(self, inputs: Inputs, counts: dict[str, Tensor], step: int = 0) -> Losses:
         """counts: of the global batch, by the names of `count_targets`."""
