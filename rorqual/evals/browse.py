@@ -11,6 +11,7 @@ import json
 import random
 import re
 import sqlite3
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ TOOLS = (
 
 
 class Corpus:
-    """Documents and their index. Read-only once built; used from several threads, one connection for all."""
+    """Documents and their index. Read-only once built; used from several threads, one connection for all, one query at a time."""
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]):
+        self._lock = threading.Lock()
         self._db = sqlite3.connect(":memory:", check_same_thread=False)
         self._db.execute("CREATE VIRTUAL TABLE documents USING fts5(id UNINDEXED, title, text, tokenize='porter')")
         values = ((str(each["id"]), str(each["title"]), str(each["text"])) for each in documents)
@@ -58,14 +60,14 @@ class Corpus:
         words = re.findall(r"\w+", query)
         if not words:
             return []
-        found = self._db.execute(
-            "SELECT id, title, substr(text, 1, 200) FROM documents WHERE documents MATCH ? ORDER BY bm25(documents), rowid LIMIT ?",
-            (" OR ".join(f'"{word}"' for word in words), count),
-        )
-        return found.fetchall()
+        select = "SELECT id, title, substr(text, 1, 200) FROM documents WHERE documents MATCH ?"
+        select += " ORDER BY bm25(documents), rowid LIMIT ?"
+        with self._lock:
+            return self._db.execute(select, (" OR ".join(f'"{word}"' for word in words), count)).fetchall()
 
     def text(self, identity: str) -> str | None:
-        row = self._db.execute("SELECT title || char(10) || text FROM documents WHERE id = ?", (identity,)).fetchone()
+        with self._lock:
+            row = self._db.execute("SELECT title || char(10) || text FROM documents WHERE id = ?", (identity,)).fetchone()
         return row[0] if row else None
 
 

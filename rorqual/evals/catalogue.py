@@ -97,7 +97,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             needles.load_ruler, answer_of=needles.answer_of,
         ),
         Benchmark(
-            "browse", "BrowseComp-style questions over a local corpus", "your files: see docs/evaluation.md; after Wei et al. 2025",
+            "browse", "BrowseComp-style questions over a local corpus", "your files (docs/evaluation.md); after Wei et al. 2025",
             "yours", Protocol(browse.TEMPLATE, max_turns=512), browse.load, answer_of=mathematics.answer_of,
             published="BrowseComp", notes="a local corpus in place of the web, so that no score compares with the paper's",
         ),
