@@ -27,13 +27,14 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.parallel.world import ParallelConfig, start, stop
     from rorqual.runlog import RunLog
     from rorqual.stages import grpo
+    from rorqual.train.loop import Site
 
     config = load(grpo.Config, args.recipe, args.overrides, table="grpo" if args.recipe else "")
     world = start(ParallelConfig(), args.device)
     out = Path(args.out)
     try:
         log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        model = grpo.main(config, Path(args.init), grpo.open_store(Path(args.tasks), args.isolation), grpo.Site(out, world, log))
+        model = grpo.main(config, Path(args.init), grpo.open_store(Path(args.tasks), args.isolation), Site(out, world, log))
     finally:
         stop()
     if world.is_main:

@@ -24,7 +24,6 @@ from rorqual.engine import Engine, EngineConfig
 from rorqual.engine.service import EngineService
 from rorqual.errors import UserError, require
 from rorqual.parallel.apply import ComputeConfig, parallelize, whole_state
-from rorqual.parallel.world import World
 from rorqual.policy import SamplingParams
 from rorqual.rewards.advantages import AdvantageConfig, group_advantages
 from rorqual.rewards.domains import RewardConfig, reward
@@ -33,9 +32,8 @@ from rorqual.rollout.archive import Archive
 from rorqual.rollout.collect import GroupConfig, collect
 from rorqual.rollout.speaker import ChatMode
 from rorqual.rollout.trajectory import Trajectory, samples
-from rorqual.runlog import RunLog
 from rorqual.train.export import open_model
-from rorqual.train.loop import Pace, run_steps
+from rorqual.train.loop import Pace, Site, run_steps
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 from rorqual.train.policy_step import PolicyConfig, PolicyObjective, policy_step, prepare
 from rorqual.train.samples import Item
@@ -109,15 +107,6 @@ class TaskPool:
             ids, wanted = list(self.by_domain[name]), names.count(name)
             picked += draw.sample(ids, wanted) if wanted <= len(ids) else draw.choices(ids, k=wanted)
         return picked
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where the stage works."""
-
-    directory: Path
-    world: World
-    log: RunLog
 
 
 def main(config: Config, init: Path, tasks: TaskPool, site: Site) -> Path:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from torch import Tensor
 
@@ -38,15 +37,13 @@ class Pace:
         )
 
 
-class Site(Protocol):
+@dataclass(frozen=True)
+class Site:
     """What the loop needs of the place where a stage works."""
 
-    @property
-    def directory(self) -> Path: ...
-    @property
-    def world(self) -> World: ...
-    @property
-    def log(self) -> RunLog: ...
+    directory: Path
+    world: World
+    log: RunLog
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def run_steps(
     one_step: Callable[[int], dict[str, float]],
     optimizer: Optimizer,
     tensors: dict[str, Tensor],
-    place: Site,
+    place: Site | Place,
 ) -> None:
     """Call one_step(step) for the steps that are still to do, and log its metrics.
 

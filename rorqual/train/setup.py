@@ -20,7 +20,7 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
 from rorqual.runlog import write_atomically
 from rorqual.train.checkpoints import random_state
-from rorqual.train.loop import Site
+from rorqual.train.loop import Place, Site
 from rorqual.train.objectives import Inputs
 from rorqual.train.optimizer import Optimizer
 
@@ -90,7 +90,7 @@ def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:
         )
 
 
-def begin(config: Any, place: Site, init: Path | None = None) -> None:
+def begin(config: Any, place: Site | Place, init: Path | None = None) -> None:
     """Start a stage's directory, or go on in it. Raises UserError where it was begun with other settings or another `init`."""
     path, origin = place.directory / "config.toml", place.directory / "init.txt"
     source = "none" if init is None else os.path.relpath(init, place.directory)

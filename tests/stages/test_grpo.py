@@ -28,7 +28,7 @@ from rorqual.rollout.trajectory import End, Trajectory
 from rorqual.runlog import RunLog, read_metrics
 from rorqual.stages import grpo
 from rorqual.tasks.verdict import Outcome, Verdict, failed, passed
-from rorqual.train.loop import Pace
+from rorqual.train.loop import Pace, Site
 from rorqual.train.optimizer import OptimizerConfig
 from rorqual.train.policy_step import DomainObjective, PolicyConfig
 from tests.byte_tokenizer import byte_tokenizer
@@ -107,7 +107,7 @@ def init(tmp_path_factory) -> Path:
 
 def train(config, init, directory) -> dict[str, list[float]]:
     log = RunLog(directory, quiet=True)
-    grpo.main(config, init, POOL, grpo.Site(directory, World(0, 1, torch.device("cpu")), log))
+    grpo.main(config, init, POOL, Site(directory, World(0, 1, torch.device("cpu")), log))
     log.close()
     names = ("rollout/success", "train/mismatch_abs", "train/clip_share", "train/kl", "train/index_loss", "train/entropy")
     return {name: [value for _, value in read_metrics(directory, name)] for name in names}
