@@ -17,7 +17,7 @@ TILE_SCORES = 1 << 22
 KEY_TILE = 512
 SAMPLE = 8
 """Every so many columns are looked at to guess a row's threshold..."""
-SAMPLED_FROM = 8
+SAMPLED_FROM = 12
 """...where a row is at least this many times topk long."""
 
 
