@@ -7,6 +7,7 @@ Programs are for tests and for proving a benchmark: `gold` gives each reference 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,46 +92,70 @@ def fingerprint(checkpoint: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-class Scripted:
-    """A ChatPolicy that says what `answer` gives for the task whose first messages it sees; None is an answer cut short."""
+Answer = Callable[[Any, Sequence[Message], SamplingParams], ChatReply]
+"""(the task, the messages so far, the parameters) -> what a program says."""
 
-    def __init__(self, suite: Suite, answer: Callable[[Any, SamplingParams], Message | None]):
+
+class Scripted:
+    """A ChatPolicy that says what `answer` gives for the task whose first user message it sees."""
+
+    def __init__(self, suite: Suite, answer: Answer):
         self.answer = answer
-        self._tasks = {_opening(task.messages): task for task in suite.tasks.values()}
+        self._tasks = {_opening(task.messages, task.tools): task for task in suite.tasks.values()}
 
     async def reply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
-        task = self._tasks.get(_opening(messages))
-        said = self.answer(task, params) if task is not None else {"role": "assistant", "content": ""}
-        if said is None:
-            tokens = {"completion_tokens": params.max_tokens}
-            return ChatReply({"role": "assistant", "content": "and so on " * 8}, StopReason.LENGTH, usage=tokens)
-        if "failure" in said:
-            return ChatReply(said, StopReason.UNAVAILABLE)
-        return ChatReply(said, StopReason.STOP)
+        return self.answer(self._tasks.get(_opening(messages, tools)), messages, params)
 
 
-def _opening(messages: Sequence[Message]) -> str:
-    """The first user message, which tells tasks apart."""
-    return next((canonical(message.get("content")) for message in messages if message.get("role") == "user"), "")
+def _opening(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+    """The messages up to the first of the user's, which tell tasks apart."""
+    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), len(messages))
+    return canonical([message.get("content") for message in messages[: first + 1]])
 
 
-def _says(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def says(text: str) -> ChatReply:
+    return ChatReply({"role": "assistant", "content": text}, StopReason.STOP)
+
+
+def calls(name: str, arguments: Mapping[str, Any], number: int = 0) -> ChatReply:
+    call = {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    return ChatReply({"role": "assistant", "content": "", "tool_calls": [call]}, StopReason.STOP)
+
+
+def gold(benchmark: Benchmark) -> Answer:
+    """The reference solution: its calls one by one where the task has them, then its text."""
+
+    def answer(task: Any, messages: Sequence[Message], params: SamplingParams) -> ChatReply:
+        wanted, done = task.payload.get("gold_calls", ()), sum(message.get("role") == "tool" for message in messages)
+        return calls(*wanted[done], done) if done < len(wanted) else says(benchmark.reference(task))
+
+    return answer
+
+
+def failing(benchmark: Benchmark) -> Answer:
+    def answer(task: Any, messages: Sequence[Message], params: SamplingParams) -> ChatReply:
+        drawn = hashlib.sha256(f"{task.id}/{params.seed}".encode()).digest()[0]
+        if drawn < 26:  # of 256: a tenth
+            lost: Message = {"role": "assistant", "content": "", "failure": "status 503, as scripted"}
+            return ChatReply(lost, StopReason.UNAVAILABLE)
+        return gold(benchmark)(task, messages, params)
+
+    return answer
+
+
+def endless(task: Any, messages: Sequence[Message], params: SamplingParams) -> ChatReply:
+    """All the tokens there are, and no end."""
+    usage = {"completion_tokens": params.max_tokens}
+    return ChatReply({"role": "assistant", "content": "and so on " * 8}, StopReason.LENGTH, usage=usage)
 
 
 def _program(name: str, benchmark: Benchmark, suite: Suite) -> Scripted:
-    def failing(task: Any, params: SamplingParams) -> Message:
-        drawn = hashlib.sha256(f"{task.id}/{params.seed}".encode()).digest()[0]
-        if drawn < 26:  # of 256: a tenth
-            return {"role": "assistant", "content": "", "failure": "status 503, as scripted"}
-        return _says(benchmark.reference(task))
-
-    programs: dict[str, Callable[[Any, SamplingParams], Message | None]] = {
-        "gold": lambda task, params: _says(benchmark.reference(task)),
-        "corrupted": lambda task, params: _says(benchmark.corrupted(task)),
-        "silent": lambda task, params: _says(""),
-        "endless": lambda task, params: None,
-        "failing": failing,
+    programs: dict[str, Answer] = {
+        "gold": gold(benchmark),
+        "corrupted": lambda task, messages, params: says(benchmark.corrupted(task)),
+        "silent": lambda task, messages, params: says(""),
+        "endless": endless,
+        "failing": failing(benchmark),
     }
     if name not in programs:
         raise UserError(f"{PROGRAM}{name}: there are {', '.join(PROGRAM + each for each in programs)}")

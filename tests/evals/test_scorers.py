@@ -137,8 +137,11 @@ def test_multiple_choice_rows_in_the_published_forms(tmp_path):
     assert len(golds) > 2, "the right answer's place is drawn"
     for task in suite.tasks.values():
         assert f"({task.payload['gold']}) yes" in task.messages[0]["content"]
-    mmlu = [{"question_id": 1, "question": "q", "options": list("pqrst"), "answer": "E"}, {"question": "q", "options": "x", "answer": "A"},
-            {"question_id": 3, "question": "q", "options": ["a"], "answer": "C"}]  # fmt: skip
+    mmlu = [
+        {"question_id": 1, "question": "q", "options": list("pqrst"), "answer": "E"},
+        {"question": "q", "options": "x", "answer": "A"},
+        {"question_id": 3, "question": "q", "options": ["a"], "answer": "C"},
+    ]
     suite = assert_reference_passes_and_corrupted_fails("mmlu_pro", write(tmp_path / "m.jsonl", mmlu))
     assert len(suite.tasks) == 1 and len(suite.defects) == 2
     hle = [
