@@ -48,6 +48,8 @@ class RecallConfig:
     """The share of documents that are a list of words, twice: nothing teaches copying sooner."""
     filler: float = 0.5
     """The share of the others whose facts stand apart in real text; in the rest facts follow one another."""
+    words: int | None = None
+    """How many words there are, half of them keys; None: all. The fewer, the sooner a tiny model learns them."""
     max_facts: int = 24
     """In documents with filler; the others are facts and questions throughout."""
     questions: int = 8
@@ -61,6 +63,7 @@ class RecallConfig:
             max_length=(self.max_length is None or self.max_length >= self.min_length, f"at least min_length={self.min_length}"),
             repeats=(0 <= self.repeats <= 1, "in [0, 1]"),
             filler=(0 <= self.filler <= 1, "in [0, 1]"),
+            words=(self.words is None or self.words >= 16, "at least 16, or none"),
             max_facts=(self.max_facts >= 1, "at least 1"),
             questions=(self.questions >= 1, "at least 1"),
         )
@@ -88,10 +91,10 @@ class Vocabulary:
     """No word is both a key and a value."""
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, ends: tuple[int, int]) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer, ends: tuple[int, int], count: int | None = None) -> Vocabulary:
         """Words of one token where at least MIN_WORDS are; otherwise the longest, all of one number of tokens.
 
-        ends: the ids that begin and end a document.
+        ends: the ids that begin and end a document. count: take so many of the words only.
         """
         words = [tuple(tokenizer.encode(f" {word}", add_special_tokens=False).ids) for word in WORDS]
         single = [word for word in words if len(word) == 1]
@@ -100,7 +103,7 @@ class Vocabulary:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
         words = single if len(single) >= MIN_WORDS else [word for word in words if len(word) == max(map(len, words))]
-        marks = (piece("@"), piece("?"), piece("\n"))
+        words, marks = words[:count], (piece("@"), piece("?"), piece("\n"))
         return cls((ends[0],), (ends[1],), *marks, tuple(words[0::2]), tuple(words[1::2]))
 
     @property

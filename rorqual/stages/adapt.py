@@ -117,7 +117,7 @@ def judge(
     batches = [loader.batch(i) for i in range(config.batches)]
     losses = {"control": held_out(control, batches, DENSE), "sparse": held_out(sparse, batches, SPARSE)}
     captured = selection(sparse, batches[: config.selection_batches])
-    needles = _needles(config.needles, sparse, control, store)
+    needles = _needles(config.needles, sparse, control, store, batch.recall.words)
     report = {
         "top_k": sparse.config.index_topk,
         "loss": {name: asdict(found) for name, found in losses.items()},
@@ -148,8 +148,10 @@ def verdict(limits: Thresholds, report: dict[str, Any]) -> dict[str, Any]:
     return {"quality_held": all(claim["holds"] is True for claim in claims.values()), "claims": claims}
 
 
-def _needles(config: NeedleConfig, sparse: Transformer, control: Transformer, store: TokenStore) -> dict[str, Retrieval]:
-    vocabulary = Vocabulary.of(store.tokenizer, store.ends)
+def _needles(
+    config: NeedleConfig, sparse: Transformer, control: Transformer, store: TokenStore, words: int | None
+) -> dict[str, Retrieval]:
+    vocabulary = Vocabulary.of(store.tokenizer, store.ends, words)
     largest = max(store.names, key=lambda name: len(store.documents(name, "held_out").tokens))
     filler = store.documents(largest, "held_out")
     return {

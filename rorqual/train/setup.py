@@ -67,7 +67,7 @@ def mixture(store: TokenStore, config: BatchConfig, split: Literal["train", "hel
         name: (TextSource(texts[name], config.length, config.seed), share * text_share) for name, share in shares.items() if share
     }
     if config.recall.share:
-        vocabulary = Vocabulary.of(store.tokenizer, store.ends)
+        vocabulary = Vocabulary.of(store.tokenizer, store.ends, config.recall.words)
         filler = texts[max(texts, key=lambda name: len(texts[name].tokens))]
         source = RecallSource(vocabulary, filler, config.length, config.seed + 1, config.recall)
         sources["recall"] = (source, config.recall.share)
