@@ -20,9 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the store is; a store that exists is added to")
     parser.add_argument("--seed", type=int, default=0, help="one seed gives one set, byte for byte")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--endpoint", metavar="URL", help="base URL of an OpenAI-compatible API; its key is read from OPENAI_API_KEY")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="base URL of an OpenAI-compatible API; its key is read from OPENAI_API_KEY"
+    )
     parser.add_argument("--model", default="", help="the model's name at the endpoint")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help="a setting of the family")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting of the family"
+    )
     parser.add_argument("--export", action="append", default=[], metavar="KIND=PATH",
                         help="also write parquet=FILE, jsonl=FILE, verifiers=DIR or harbor=DIR")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             bar.advance(min(done, args.count) - bar.done, note)
 
         request = Request(
-            args.count, Store(args.out), args.seed, args.workers, args.endpoint, args.model, tuple(args.overrides), advance
+            args.count, Store(args.out), args.seed, args.workers, args.endpoint, args.model, tuple(args.settings), advance
         )
         report = dict(maker(args.family).synthesize(request))
     log.event("synthesized", **report)

@@ -80,14 +80,14 @@ def _answer(handler: Any, request: dict[str, Any]) -> dict[str, Any]:
 class ConfinedBox:
     """A host or judge script in a sandbox of its own, spoken to over its standard streams."""
 
-    def __init__(self, script: str, isolation: str, memory_mb: int = 256):
+    def __init__(self, script: str, isolation: str, memory_mb: int = 256, packages: tuple[str, ...] = ()):
         from rorqual.sandbox import Limits, SandboxError, create
 
         limits = Limits(timeout_s=None, cpu_s=3600.0, memory_mb=memory_mb, processes=8, file_mb=8, disk_mb=16)
         try:
-            self._sandbox = create(isolation, limits=limits.but(output_bytes=MAX_LINE_BYTES))
+            self._sandbox = create(isolation, limits=limits.but(output_bytes=MAX_LINE_BYTES), packages=packages)
             self._sandbox.upload(script, (HERE / script).read_bytes())
-            self._handle = self._sandbox.start([self._sandbox.python, "-I", "-S", script])
+            self._handle = self._sandbox.start([self._sandbox.python, *(() if packages else ("-I", "-S")), script])
         except SandboxError as error:
             raise BoxError(f"{script}: {error}", "unavailable") from error
 

@@ -27,6 +27,11 @@ class Family:
 
 FAMILIES: dict[str, str] = {
     "general": "rorqual.tasks.general:FAMILY",
+    "interpreter": "rorqual.tasks.interpreter:FAMILY",
+    "maths": "rorqual.tasks.textual:MATHS",
+    "logic": "rorqual.tasks.textual:LOGIC",
+    "programming": "rorqual.tasks.textual:PROGRAMMING",
+    "writing": "rorqual.tasks.textual:WRITING",
 }
 """name -> "module:attribute" of its Family."""
 
