@@ -43,7 +43,7 @@ class TravellingExperts(nn.Module):
         own = exchange(pairs[order], there, back, group)
         first = self.mesh.get_local_rank() * self.own_count
         ones = torch.ones(len(own), 1, dtype=gates.dtype, device=x.device)
-        w1, w2, w3 = (_local(weight) for weight in self.parameters())
+        w1, w2, w3 = (_local(weight).to(x.dtype) for weight in self.parameters())  # masters are float32
         y = experts(rows, w1, w2, w3, (own - first)[:, None], ones)
         y: Tensor = ExchangeRows.apply(y, back, there, group)  # type: ignore[assignment] # [N K, D], in `order`
         weighted = y.float() * gates.flatten()[order, None]
