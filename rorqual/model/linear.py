@@ -15,6 +15,9 @@ class Linear(nn.Linear):
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Nothing: the model draws all its weights itself (init.py)."""
+
     def forward(self, x: Tensor) -> Tensor:
         return invariant_linear(x, self.weight)
 
