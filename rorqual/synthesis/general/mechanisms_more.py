@@ -1,4 +1,4 @@
-"""Mechanisms, second half: quota, maintenance, experiment, moderation, installation, rosters, loans; and the table of all."""
+"""Mechanisms, third part: quota, maintenance, experiment, moderation, installation, rosters, loans; and the table of all."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from rorqual.synthesis.general.calculus import (
     ref,
 )
 from rorqual.synthesis.general.mechanisms import FIRST, amount, at_least, thing
+from rorqual.synthesis.general.mechanisms_paths import SECOND
 
 QUOTA = Mechanism(
     "quota",
@@ -475,6 +476,7 @@ LOANS = Mechanism(
 )
 
 MECHANISMS = {
-    mechanism.name: mechanism for mechanism in (*FIRST, QUOTA, MAINTENANCE, EXPERIMENT, MODERATION, INSTALLATION, ROSTER, LOANS)
+    mechanism.name: mechanism
+    for mechanism in (*FIRST, *SECOND, QUOTA, MAINTENANCE, EXPERIMENT, MODERATION, INSTALLATION, ROSTER, LOANS)
 }
 """name -> mechanism, fifteen of them."""
