@@ -145,6 +145,7 @@ def made(directory: Path, people: int, questions: int, seed: int = 0, hops: tupl
     """Write a corpus of invented people, one document each, and questions that follow chains of relations among them.
 
     Every person has one of each relation, so the answer is unique; no document names a relation of another document.
+    As in BrowseComp, an answer is hard to find and easy to check: the question tells how the name begins and ends.
     """
     draw = random.Random(f"browse/{seed}")
     names: list[str] = []
@@ -167,6 +168,8 @@ def made(directory: Path, people: int, questions: int, seed: int = 0, hops: tupl
         for relation in chain:
             answer = links[answer][relation]
         phrase = " of ".join(f"the {relation}" for relation in reversed(chain))
-        asked.append({"id": f"q{number}", "question": f"Who was {phrase} of {start}?", "answer": answer, "hops": len(chain)})
+        hint = f"(The name begins with {answer[:2]} and ends with {answer[-2:]}.)"
+        question = f"Who was {phrase} of {start}? {hint}"
+        asked.append({"id": f"q{number}", "question": question, "answer": answer, "hops": len(chain)})
     for file, values in (("corpus.jsonl", documents), ("questions.jsonl", asked)):
         (directory / file).write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
