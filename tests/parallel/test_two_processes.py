@@ -74,10 +74,18 @@ def assert_same(alone: Path, other: Path) -> None:
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("extra", ["", "--parallel.expert=2", "--parallel.context=2"], ids=["fsdp", "expert", "context"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param([], id="fsdp"),
+        pytest.param(["--parallel.expert=2", "--parallel.context=2"], id="expert and context"),
+        pytest.param(["--parallel.expert=2"], id="expert", marks=pytest.mark.slow),
+        pytest.param(["--parallel.context=2"], id="context", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_one_processs_losses_and_weights(alone, tmp_path, extra):
     directory = with_data(alone, tmp_path / "two")
-    run(directory, 2, *filter(None, [extra]))
+    run(directory, 2, *extra)
     assert_same(alone, directory)
 
 
