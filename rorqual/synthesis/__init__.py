@@ -45,6 +45,11 @@ class Maker:
 
 FAMILIES: dict[str, str] = {
     "general": "rorqual.synthesis.general:MAKER",
+    "interpreter": "rorqual.synthesis.interpreter:MAKER",
+    "maths": "rorqual.synthesis.reasoning:MATHS",
+    "logic": "rorqual.synthesis.reasoning:LOGIC",
+    "programming": "rorqual.synthesis.reasoning:PROGRAMMING",
+    "writing": "rorqual.synthesis.reasoning:WRITING",
 }
 """name -> "module:attribute" of its Maker."""
 

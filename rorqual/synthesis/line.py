@@ -1,0 +1,245 @@
+"""One assembly line for families whose candidates are numbered: candidate i is a pure function of the settings and i.
+
+Several processes work through the numbers; accepted and rejected candidates are stored as they come, and sealed in the order of
+their numbers. So the bytes depend on the settings alone, whatever the number of workers, and a kill loses the work in hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rorqual.config import build, parse_override
+from rorqual.errors import UserError
+from rorqual.synthesis import Request
+from rorqual.tasks import GateResult, Record, Store, TaskRow, World, digest, task_record, world_record
+
+CHUNK = 8
+"""Candidates that a worker takes at a time."""
+MAX_TRIES_PER_TASK, MIN_TRIES = 40, 400
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate with the results of its gates, or a refusal before there was one (`row` is None)."""
+
+    row: TaskRow | None
+    world: World | None = None
+    refusal: GateResult | None = None
+
+
+def refused(gate: str, detail: str = "") -> Made:
+    return Made(None, refusal=GateResult(gate, False, detail))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A family's candidates. `make` is "module:function": (config, number) -> Made."""
+
+    family: str
+    config: type
+    make: str
+
+
+def config_of(line: Line, request: Request) -> Any:
+    """The family's config from a request's overrides. A config may have a field `endpoint` (URL) and `model`."""
+    values: dict[str, Any] = {"seed": request.seed}
+    for override in request.overrides:
+        keys, value = parse_override(override)
+        values[".".join(keys)] = value
+    known = line.config.__dataclass_fields__
+    if request.endpoint:
+        if "endpoint" not in known:
+            raise UserError(f"--family {line.family} is made by programs alone; leave --endpoint out")
+        values |= {"endpoint": request.endpoint, "model": request.model}
+    return build(line.config, values, "--set")
+
+
+def run(line: Line, request: Request) -> dict[str, Any]:
+    """Fill the store with `count` accepted tasks and seal it; goes on where an earlier run with the same settings was left.
+
+    Raises UserError where so many candidates were refused that the count is out of reach; what was accepted stays stored.
+    """
+    config, store, began = config_of(line, request), request.store, time.monotonic()
+    settings = {"family": line.family, "count": request.count, **asdict(config)}
+    _check_settings(store, settings)
+    _fill(line, request, config)
+    selection = Selection(request.count)
+    chosen = list(selection.run(sorted(store.records(), key=lambda r: (r.order, r.kind))))
+    figures = selection.figures()
+    store.seal({"settings": settings, **figures}, lambda _: chosen)
+    if selection.count < request.count:
+        raise UserError(
+            f"{store.directory}: only {selection.count} of {request.count} tasks pass the gates; refused: {figures['rejected']}"
+        )
+    return {**figures, "seconds": round(time.monotonic() - began, 1), "workers": request.workers}
+
+
+def _check_settings(store: Store, settings: Mapping[str, Any]) -> None:
+    begun = next((r.value["settings"] for r in store.records() if r.kind == "settings"), {})
+    known = store.manifest.get("settings") or begun
+    plain = {**_plain(settings), "count": 0}
+    if known and {**known, "count": 0} != plain:
+        changed = sorted(k for k in plain if known.get(k) != plain[k])
+        raise UserError(
+            f"{store.directory}: holds tasks made with other settings ({', '.join(changed) or 'family'}); choose another"
+        )
+    if not known:
+        store.append(Record("settings", (-1,), {"settings": _plain(settings)}))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def _fill(line: Line, request: Request, config: Any) -> None:
+    """Work through chunks of numbers in order until the unbroken run of finished ones holds enough tasks."""
+    accepted = _finished(request.store)
+    distinct = _Distinct(request.store)
+    most = max(MIN_TRIES, MAX_TRIES_PER_TASK * request.count) // CHUNK
+    started, running = set(accepted), dict[Future[int], int]()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(request.workers, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+        try:
+            while distinct.of(accepted) < request.count:
+                while len(running) < request.workers + 1 and len(started) < most:
+                    chunk = next(i for i in range(len(started) + 1) if i not in started)
+                    started.add(chunk)
+                    running[pool.submit(work, str(request.store.directory), line.make, config, chunk)] = chunk
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    accepted[running.pop(future)] = future.result()
+                request.on_progress(distinct.of(accepted), f"{len(accepted) * CHUNK} candidates")
+        except BrokenProcessPool as error:
+            raise UserError("a worker process was killed (out of memory?); the same command goes on where it was left") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Distinct:
+    """How many different tasks the unbroken run of finished chunks holds; the store is read again only where it grew."""
+
+    def __init__(self, store: Store):
+        self.store, self.known = store, (-1, 0)
+
+    def of(self, accepted: Mapping[int, int]) -> int:
+        length = next(i for i in range(len(accepted) + 1) if i not in accepted)
+        if length != self.known[0]:
+            rows = [r for r in self.store.records() if r.kind == "task" and r.order[0] // CHUNK < length]
+            self.known = (length, len({_sameness(r.value["task"]) for r in rows}))
+        return self.known[1]
+
+
+def _sameness(task: Mapping[str, Any]) -> str:
+    """Two tasks with one prompt over one world are the same task."""
+    return digest([task["world"], task["messages"]])
+
+
+def _finished(store: Store) -> dict[int, int]:
+    return {record.order[0]: record.value["tasks"] for record in store.records() if record.kind == "done"}
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed ends at once, and its sandboxes with it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def function(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def work(directory: str, make: str, config: Any, chunk: int) -> int:
+    """Make and store the candidates of one chunk; those stored before a kill come out the same again. How many passed."""
+    store, maker, count = Store(directory), function(make), 0
+    for number in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        try:
+            made = maker(config, number)
+        except UserError:
+            raise
+        except Exception as error:  # one candidate must never take its siblings along
+            made = refused("crash", f"{type(error).__name__}: {error}"[:300])
+        for record in records(made, number):
+            store.append(record)
+            count += record.kind == "task"
+    store.append(Record("done", (chunk,), {"tasks": count}))
+    return count
+
+
+def records(made: Made, number: int) -> Iterator[Record]:
+    """What to store of a candidate."""
+    if made.row is not None and made.row.is_accepted:
+        if made.world is not None:
+            yield world_record(made.world, (number,))
+        yield task_record(made.row, (number,))
+        return
+    failing = made.refusal or next(gate for gate in (made.row.gates if made.row else ()) if not gate.passed)
+    yield Record("rejected", (number,), {"gate": failing.name, "detail": failing.detail[:300]})
+
+
+class Selection:
+    """The first `most` different tasks in the order of their numbers, each world once."""
+
+    def __init__(self, most: int):
+        self.most, self.count, self.tried = most, 0, 0
+        self.rejected: Counter[str] = Counter()
+        self.rows: list[dict[str, Any]] = []
+
+    def run(self, ordered: list[Record]) -> Iterator[Record]:
+        worlds, seen = {record.order: record for record in ordered if record.kind == "world"}, set[str]()
+        written: set[str] = set()
+        for record in ordered:
+            if self.count == self.most:
+                break
+            if record.kind == "rejected":
+                self.tried, self.rejected[record.value["gate"]] = self.tried + 1, self.rejected[record.value["gate"]] + 1
+                yield record
+            elif record.kind == "task":
+                self.tried += 1
+                name = _sameness(record.value["task"])
+                if name in seen:
+                    self.rejected["duplicate"] += 1
+                    yield Record("rejected", record.order, {"gate": "duplicate", "detail": "the same prompt stands already"})
+                    continue
+                seen.add(name)
+                world = record.value["task"]["world"]
+                if world and world not in written:
+                    written.add(world)
+                    yield worlds[record.order]
+                self.count += 1
+                self.rows.append(record.value)
+                yield record
+
+    def figures(self) -> dict[str, Any]:
+        """Counts and rates for the manifest and the report."""
+        tags = [row["task"]["tags"] for row in self.rows]
+        names = sorted({name for tag in tags for name in tag if name in REPORTED})
+        return {
+            "tasks": self.count,
+            "candidates": self.tried,
+            "rejected": dict(sorted(self.rejected.items())),
+            "rejection_rate": {gate: round(n / max(1, self.tried), 4) for gate, n in sorted(self.rejected.items())},
+            **{f"{name}s": dict(sorted(Counter(tag[name] for tag in tags if name in tag).items())) for name in names},
+            "digest": digest([row["task"] for row in self.rows]),
+        }
+
+
+REPORTED = ("source", "kind", "language", "split", "skeleton", "mutation", "depth", "breadth")
+"""Tags whose values are counted in the report."""
