@@ -1,4 +1,4 @@
-"""`rorqual synthesize --endpoint`: authors fill a store until it holds as many tasks as asked for, or too much came to nothin"""
+"""`rorqual synthesize --endpoint`: authors fill a store with as many tasks as asked for, or the endpoint is given up."""
 
 from __future__ import annotations
 

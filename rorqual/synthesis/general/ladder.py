@@ -2,7 +2,7 @@
 
 `Planner` reads the goal formula (not the prose, not the solution) and carries it out with the slips of a hurried agent: it drops
 constraints, overlooks policies and second pages, ignores ties, does not retry. `Searcher` reads only what an agent is shown.
-An endpoint can be a rung too (`rorqual.synthesis.general.solver`).
+For tasks that a model wrote, the endpoint is the rung (`rorqual.synthesis.general.author`).
 """
 
 from __future__ import annotations
