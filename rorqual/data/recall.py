@@ -53,7 +53,7 @@ class RecallConfig:
     max_facts: int = 24
     """In documents with filler; the others are facts and questions throughout."""
     questions: int = 8
-    """At most, in documents with filler."""
+    """At most, in documents with filler; the others are asked until they are full, so that few facts make an easy document."""
 
     def __post_init__(self) -> None:
         require(
@@ -127,12 +127,12 @@ def draw_document(
     room = length - 2  # bos and eos
     if apart:
         n_facts = int(rng.integers(1, max(min(config.max_facts, room // (3 * vocabulary.fact_len)), 1) + 1))
-        n_questions = int(min(rng.integers(1, config.questions + 1), n_facts))
     else:
-        n_facts = n_questions = max(room // (vocabulary.fact_len + vocabulary.question_len), 1)
+        n_facts = int(rng.integers(1, max(room // (vocabulary.fact_len + vocabulary.question_len), 1) + 1))
     keys = rng.permutation(len(vocabulary.keys))[:n_facts]
     values = rng.integers(0, len(vocabulary.values), len(keys))
-    asked = rng.permutation(len(keys))[:n_questions]
+    n_questions = (room - vocabulary.fact_len * len(keys)) // vocabulary.question_len
+    asked = rng.integers(0, len(keys), min(n_questions, config.questions) if apart else n_questions)
     spare = max(room - vocabulary.fact_len * len(keys) - vocabulary.question_len * len(asked), 0)
     gaps = np.diff([0, *np.sort(rng.integers(0, spare + 1, len(keys))), spare]) if apart else [0] * (len(keys) + 1)
     fillers = [draw_filler(rng, filler, int(gap)) for gap in gaps]
