@@ -131,11 +131,8 @@ class Searcher:
 
 
 def _length(message: Message) -> int:
-    parts = [
-        message.get("content"),
-        message.get("reasoning_content"),
-        *(str(c["function"]) for c in message.get("tool_calls") or ()),
-    ]
+    made = [str(call["function"]) for call in message.get("tool_calls") or ()]
+    parts = [message.get("content"), message.get("reasoning_content"), *made]
     return sum(len(str(part)) for part in parts if part)
 
 
@@ -152,7 +149,7 @@ async def measure(data: Path, out: Path, context: str, limit: int) -> dict:
     return {
         "score": found["score"], "mean_steps": found["mean_steps"], "ends": found["outcomes"]["ends"],
         "resets": found["accounts"]["resets"], "sampled_tokens": found["accounts"]["sampled_tokens"],
-        "curve": [{name: point[name] for name in ("label", "steps", "score", "low", "high")} for point in curve(attempts, config)],
+        "curve": curve(attempts, config),
     }  # fmt: skip
 
 

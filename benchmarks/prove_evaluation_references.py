@@ -21,7 +21,7 @@ FILES = {"gsm8k": "gsm8k/train.jsonl", "humaneval": "humaneval", "imo_answerbenc
 async def measure(name: str, program: str, limit: int | None, out: Path) -> dict:
     chosen, config = benchmark(name), runner.Config(concurrency=4)
     suite = chosen.load(chosen, Options(data=str(DATA / FILES[name]), limit=limit, timeout_s=60.0))
-    async with open_policy(f"program:{program}", chosen, suite, True, PolicyOptions()) as player:
+    async with open_policy(f"program:{program}", chosen, True, PolicyOptions()) as player:
         store = runner.cache(out, chosen, suite, config, player.identity)
         attempts = await runner.run(chosen, suite, player, config, store)
     found = table(chosen, suite, attempts, config)

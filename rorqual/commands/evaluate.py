@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=int, default=4, help="N of parallel-fewest-step")
     add("--data", help="local file or directory of the benchmark (else the Hugging Face hub)")
     add("--split", default="test", help="of a store of tasks: test, test_combination, test_mechanism, train, all")
+    add("--user", default="", metavar="URL", help="the endpoint that plays the user, where a benchmark has one (tau2_retail)")
     add("--limit", type=int, help="only the first so many tasks")
     add("--n", type=int, default=1, help="attempts at each task that count")
     add("--k", type=int, nargs="+", default=[1], help="pass@k for each of these")
@@ -105,7 +106,7 @@ async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
         store = runner.cache(out, chosen, suite, config, identity)
         attempts = await runner.rescore(suite, runner.stored(suite, config, store), args.concurrency)
     else:
-        async with open_policy(args.policy, chosen, suite, config.thinks(chosen), how) as player:
+        async with open_policy(args.policy, chosen, config.thinks(chosen), how) as player:
             identity = player.identity
             store = runner.cache(out, chosen, suite, config, identity)
             with log.progress(f"{chosen.name} {config.context}", len(suite.tasks) * config.attempts) as bar:
@@ -133,7 +134,7 @@ def _config(args: argparse.Namespace) -> Any:
 def _options(args: argparse.Namespace) -> Any:
     from rorqual.evals.benchmark import Options
 
-    names = ("data", "limit", "seed", "count", "length", "isolation", "split")
+    names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user")
     return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
 
 

@@ -69,6 +69,8 @@ class Options:
     """How untrusted programs are confined: a back end of rorqual.sandbox."""
     split: str = "test"
     """Of a store of synthesised tasks."""
+    user: str = ""
+    """Address of the endpoint that plays the user, where a benchmark has one."""
     timeout_s: float = 10.0
     """Wall-clock seconds of one run of a submitted program."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.errors import UserError
-from rorqual.evals import browse, choices, mathematics, needles, programs, stores
+from rorqual.evals import browse, choices, mathematics, needles, programs, retail, stores
 from rorqual.evals.benchmark import BOXED, Benchmark, Protocol
 from rorqual.evals.source import Hub
 from rorqual.tasks import Task
@@ -100,6 +100,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             "browse", "BrowseComp-style questions over a local corpus", "your files (docs/evaluation.md); after Wei et al. 2025",
             "yours", Protocol(browse.TEMPLATE, max_turns=512), browse.load, answer_of=mathematics.answer_of,
             published="BrowseComp", notes="a local corpus in place of the web, so that no score compares with the paper's",
+        ),
+        Benchmark(
+            "tau2_retail", "tau2-bench, retail", "Barres et al. 2025, github.com/sierra-research/tau2-bench", "MIT",
+            Protocol(max_turns=100), retail.load, published="tau2-bench",
+            notes="published: the mean of three categories (retail 81.1); the tools are our own; --user plays the user",
         ),
         Benchmark(
             "heldout", "The held-out split of a store of synthesised tasks", "rorqual synthesize; --data names the store",

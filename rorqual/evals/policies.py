@@ -10,17 +10,18 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rorqual.errors import UserError
-from rorqual.evals.benchmark import Benchmark, Suite
+from rorqual.evals.benchmark import Benchmark
 from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams, StopReason
 from rorqual.rollout.agent import speaker_of
 from rorqual.rollout.endpoint import EndpointConfig, EndpointPolicy
 from rorqual.rollout.speaker import ChatMode, ChatOfTokens
-from rorqual.tasks.task import canonical
+from rorqual.tasks import Task
 
 PROGRAM = "program:"
 
@@ -52,13 +53,11 @@ class PolicyOptions:
 
 
 @asynccontextmanager
-async def open_policy(
-    spec: str, benchmark: Benchmark, suite: Suite, thinking: bool, options: PolicyOptions
-) -> AsyncIterator[Player]:
+async def open_policy(spec: str, benchmark: Benchmark, thinking: bool, options: PolicyOptions) -> AsyncIterator[Player]:
     """Raises UserError where `spec` is none of the three kinds."""
     mode = ChatMode(thinking=thinking)
     if spec.startswith(PROGRAM):
-        program = _program(spec.removeprefix(PROGRAM), benchmark, suite)
+        program = _program(spec.removeprefix(PROGRAM), benchmark)
         yield Player(spec, speaker_of(program), program)
     elif spec.startswith(("http://", "https://")):
         config = EndpointConfig(
@@ -96,21 +95,18 @@ Answer = Callable[[Any, Sequence[Message], SamplingParams], ChatReply]
 """(the task, the messages so far, the parameters) -> what a program says."""
 
 
-class Scripted:
-    """A ChatPolicy that says what `answer` gives for the task whose first user message it sees."""
+PLAYED: ContextVar[Task | None] = ContextVar("PLAYED", default=None)
+"""The task that the attempt under way is at: only programs look, since two tasks may open with the same words."""
 
-    def __init__(self, suite: Suite, answer: Answer):
+
+class Scripted:
+    """A ChatPolicy that says what `answer` gives for the task that is being played."""
+
+    def __init__(self, answer: Answer):
         self.answer = answer
-        self._tasks = {_opening(task.messages, task.tools): task for task in suite.tasks.values()}
 
     async def reply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
-        return self.answer(self._tasks.get(_opening(messages, tools)), messages, params)
-
-
-def _opening(messages: Sequence[Message], tools: Sequence[Any]) -> str:
-    """The messages up to the first of the user's, which tell tasks apart."""
-    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), len(messages))
-    return canonical([message.get("content") for message in messages[: first + 1]])
+        return self.answer(PLAYED.get(), messages, params)
 
 
 def says(text: str) -> ChatReply:
@@ -127,7 +123,10 @@ def gold(benchmark: Benchmark) -> Answer:
 
     def answer(task: Any, messages: Sequence[Message], params: SamplingParams) -> ChatReply:
         wanted, done = task.payload.get("gold_calls", ()), sum(message.get("role") == "tool" for message in messages)
-        return calls(*wanted[done], done) if done < len(wanted) else says(benchmark.reference(task))
+        if done == len(wanted):
+            return says(benchmark.reference(task))
+        name, arguments = wanted[done]
+        return calls(name, arguments, done)
 
     return answer
 
@@ -149,7 +148,7 @@ def endless(task: Any, messages: Sequence[Message], params: SamplingParams) -> C
     return ChatReply({"role": "assistant", "content": "and so on " * 8}, StopReason.LENGTH, usage=usage)
 
 
-def _program(name: str, benchmark: Benchmark, suite: Suite) -> Scripted:
+def _program(name: str, benchmark: Benchmark) -> Scripted:
     programs: dict[str, Answer] = {
         "gold": gold(benchmark),
         "corrupted": lambda task, messages, params: says(benchmark.corrupted(task)),
@@ -159,4 +158,4 @@ def _program(name: str, benchmark: Benchmark, suite: Suite) -> Scripted:
     }
     if name not in programs:
         raise UserError(f"{PROGRAM}{name}: there are {', '.join(PROGRAM + each for each in programs)}")
-    return Scripted(suite, programs[name])
+    return Scripted(programs[name])

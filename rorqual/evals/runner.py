@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from rorqual.errors import require
 from rorqual.evals.benchmark import Benchmark, Suite
-from rorqual.evals.policies import Player
+from rorqual.evals.policies import PLAYED, Player
 from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams
 from rorqual.rollout.agent import AgentConfig, Strategy, turn_seed
 from rorqual.rollout.archive import Archive
@@ -156,8 +156,13 @@ async def run(
     advanced: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> dict[str, list[Trajectory]]:
     """Play what is not there yet; every attempt of every task, in order, as the disk holds it."""
+
+    def opened(task_id: str) -> AsyncEpisode:
+        PLAYED.set(suite.tasks[task_id])
+        return AsyncEpisode(suite.open_episode(suite.tasks[task_id]))
+
     await collect(
-        list(suite.tasks), lambda task_id: AsyncEpisode(suite.open_episode(suite.tasks[task_id])), player.make_speaker,  # type: ignore[arg-type]
+        list(suite.tasks), opened, player.make_speaker,  # type: ignore[arg-type]
         GroupConfig(config.attempts, config.concurrency), config.agent(benchmark), config.params(benchmark), config.seed,
         store, _Summariser(player.summariser, store), advanced,  # type: ignore[arg-type]
     )  # fmt: skip

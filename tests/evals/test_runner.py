@@ -44,7 +44,7 @@ class Player:
 
     def __init__(self, suite, dies_at=None):
         self.asked, self.dies_at = 0, dies_at
-        self.policy = Scripted(suite, self.answer)
+        self.policy = Scripted(self.answer)
         self.identity, self.make_speaker, self.summariser = "player", speaker_of(self.policy), self.policy
 
     def answer(self, task, messages, params):
@@ -127,7 +127,7 @@ def by_program(name, tmp_path, config):
     suite = sums(60)
 
     async def played():
-        async with open_policy(f"program:{name}", BENCHMARK, suite, True, PolicyOptions()) as player:
+        async with open_policy(f"program:{name}", BENCHMARK, True, PolicyOptions()) as player:
             store = runner.cache(tmp_path, BENCHMARK, suite, config, player.identity)
             return await runner.run(BENCHMARK, suite, player, config, store)
 

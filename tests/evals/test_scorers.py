@@ -278,6 +278,27 @@ def test_the_corpus_tools_search_open_and_find_and_refuse_in_words(tmp_path):
     assert len(suite.defects) == 1 and episode.finish("rorquals \\boxed{Rorquals}").passed
 
 
+def test_tau2_retail_is_passed_by_the_gold_actions_and_by_nothing_less(shared_data, tmp_path):
+    import asyncio
+
+    from rorqual.evals import runner
+    from rorqual.evals.policies import PolicyOptions, open_policy
+    from rorqual.evals.results import table
+
+    chosen, suite = load("tau2_retail", str(shared_data / "tau2_retail"), limit=6, isolation="inline")
+
+    async def play(program):
+        config = runner.Config(concurrency=2)
+        async with open_policy(f"program:{program}", chosen, True, PolicyOptions()) as player:
+            store = runner.cache(tmp_path, chosen, suite, config, player.identity)
+            return table(chosen, suite, await runner.run(chosen, suite, player, config, store), config)
+
+    gold, silent = asyncio.run(play("gold")), asyncio.run(play("silent"))
+    changes = [name for name, task in suite.tasks.items() if "EXPECTED = {}" not in task.payload["verifier"]]
+    assert gold["score"]["value"] == 1.0 and len(changes) >= 4
+    assert all(silent["by_task"][name] == [0.0] for name in changes)
+
+
 def test_each_benchmark_names_its_source_licence_and_protocol():
     for each in BENCHMARKS.values():
         assert each.source and each.licence and each.title and "{question}" in each.protocol.template

@@ -83,7 +83,7 @@ async def embedded(directory, server):
 
 
 async def over_http(directory, server):
-    async with open_policy(server.url, BENCHMARK, suite(), False, PolicyOptions()) as player:
+    async with open_policy(server.url, BENCHMARK, False, PolicyOptions()) as player:
         return await played(directory, player)
 
 
@@ -105,7 +105,7 @@ def test_the_embedded_engine_the_endpoint_and_the_openai_client_give_the_same_sc
 
 def test_a_dead_endpoint_is_no_wrong_answer(tmp_path):
     async def run():
-        async with open_policy("http://127.0.0.1:9", BENCHMARK, suite(), False, PolicyOptions(max_tries=1)) as player:
+        async with open_policy("http://127.0.0.1:9", BENCHMARK, False, PolicyOptions(max_tries=1)) as player:
             return await played(tmp_path, player)
 
     _, found = asyncio.run(run())
