@@ -269,7 +269,11 @@ def test_one_seed_gives_one_set_whatever_the_workers_and_though_it_was_killed(tm
         process.wait()
         assert _count(killed) > before, "a kill loses at most the task in hand"
     same_bytes(whole, synthesize(killed, 6, 2))
-    assert len(synthesize(tmp_path / "one", 8, 2).tasks()) == 8, "a sealed store can grow"
+    grown = synthesize(tmp_path / "one", 8, 2)
+    assert len(grown.tasks()) == 8, "a sealed store can grow"
+    before = grown.directory.stat().st_mtime_ns
+    assert maker("general").synthesize(Request(8, grown, 11, overrides=OVERRIDES))["tasks"] == 8
+    assert grown.directory.stat().st_mtime_ns == before, "a finished one is left as it is"
 
 
 def _count(directory: Path) -> int:

@@ -48,6 +48,8 @@ def synthesize(request: Request, config: CompilerConfig) -> dict[str, Any]:
     """Fill the store with `count` accepted tasks and seal it. Goes on where an earlier run with the same settings was left."""
     store, settings = request.store, {"family": "general", "count": request.count, **asdict(config)}
     _check_settings(store, settings)
+    if store.is_sealed and store.manifest["settings"]["count"] == request.count:
+        return {name: value for name, value in store.manifest.items() if name not in ("settings", "corpora", "counts")}
     needed, began = request.count, time.monotonic()
     while True:
         _fill(request, config, needed)
@@ -81,8 +83,12 @@ def _begun(store: Store) -> dict[str, Any]:
 def _fill(request: Request, config: CompilerConfig, needed: int) -> None:
     """Work through the indices in order until the unbroken run of them holds `needed` tasks."""
     store, progress, known = request.store, Progress(), {}
+    for index in range(store.manifest.get("finished", 0)):
+        progress.tasks[index] = 0
     for record in store.records():
-        if record.kind == "done":
+        if record.kind == "task" and record.order[0] in progress.tasks:
+            progress.tasks[record.order[0]] += 1
+        elif record.kind == "done":
             progress.tasks[record.order[0]] = record.value["tasks"]
         elif record.kind == "task":
             known.setdefault(record.order[0], set()).add(record.order)
@@ -141,6 +147,8 @@ class Selection:
         self.bands: dict[tuple[int, ...], list[int]] = {}
         self.rejected: Counter[str] = Counter()
         self.kept: list[Record] = []
+        self.finished = 0
+        """Of so many leading indices every record is in the store."""
 
     def run(self, ordered: list[Record]) -> Iterator[Record]:
         """The records to seal."""
@@ -173,7 +181,7 @@ class Selection:
             return self._reject(record, "distinct_structure", world["fingerprint"])
         if self._is_near_duplicate(record.value["task"]["messages"][-1]["content"]):
             return self._reject(record, "near_duplicate", "another prompt says nearly the same")
-        self.count += 1
+        self.count, self.finished = self.count + 1, index
         return record
 
     def _reject(self, record: Record, gate: str, detail: str) -> Record:
@@ -198,6 +206,7 @@ class Selection:
         tried = self.count + sum(self.rejected.values())
         return {
             "tasks": self.count,
+            "finished": self.finished,
             "worlds": len(worlds),
             "distinct": {
                 "fingerprints": len({w["fingerprint"] for w in worlds}),
