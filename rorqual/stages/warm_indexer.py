@@ -49,7 +49,9 @@ def main(config: Config, init: Path, place: Place) -> Path:
     if done := finished(place):
         return done
     loader = mixture(place.store, config.batch)
-    model = with_indexers(open_model(init), _index_shape(config), config.seed).to(place.world.device)
+    # Nothing but indexers will change, so one process need not hold the model in more than the compute dtype.
+    dtype = config.compute.dtype if place.world.size == 1 else "float32"
+    model = with_indexers(open_model(init, dtype), _index_shape(config), config.seed).to(place.world.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_indexer(name))
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from rorqual.errors import FieldErrors, UserError
 from rorqual.model.config import ModelConfig
+from rorqual.model.init import init_weights
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import load_model, save_model
 from rorqual.parallel.apply import whole_state
@@ -23,23 +26,34 @@ def finished(place: Place) -> Path | None:
     return path if path.is_dir() else None
 
 
-def open_model(path: Path) -> Transformer:
-    """The checkpoint as a float32 module on the CPU, ready to train."""
+def open_model(path: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Transformer:
+    """The checkpoint as a module on the CPU, ready to train."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint; run the stage that makes it first, or give --init")
-    return load_model(path, "float32").train()
+    return load_model(path, dtype).train()
 
 
 def with_shape(model: Transformer, shape: ModelConfig, seed: int = 0) -> Transformer:
-    """The model's weights in a module of another shape (a stretched context, added indexers, another top-k).
+    """The model's own tensors in a module of another shape (a stretched context, added indexers, another top-k).
 
-    What the old model lacks is drawn from the seed. Raises UserError where a weight of the old model finds no place.
+    Indexers that the old model lacks are drawn from the seed. Raises UserError where a weight of either finds no counterpart.
     """
-    reshaped = Transformer(shape, seed)
-    missing, unexpected = reshaped.load_state_dict(model.state_dict(), strict=False)
+    with torch.device("meta"):
+        reshaped = Transformer(shape)
+    try:
+        missing, unexpected = reshaped.load_state_dict(model.state_dict(), strict=False, assign=True)
+    except RuntimeError as error:  # torch's word for other sizes
+        raise UserError(f"the new shape does not hold the old model's weights: {str(error).splitlines()[-1].strip()}") from None
     strange = [*unexpected, *(name for name in missing if ".indexer." not in name)]
     if strange:
         raise UserError(f"the new shape does not hold the old model's weights: {', '.join(strange[:5])}")
+    if shape.tie_embeddings:
+        reshaped.head.weight = reshaped.embed.weight
+    drawn = (module for name, module in reshaped.named_modules() if name.endswith(".indexer"))
+    for layer, indexer in enumerate(drawn):
+        if next(indexer.parameters()).is_meta:
+            indexer.to_empty(device="cpu").to(model.embed.weight.dtype)
+            init_weights(indexer, shape.init_std, seed + layer)
     return reshaped.train()
 
 
