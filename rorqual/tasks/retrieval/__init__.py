@@ -3,6 +3,7 @@
 from rorqual.tasks.retrieval.browser import BROWSER_TOOLS, Browser
 from rorqual.tasks.retrieval.corpora import CORPORA, read_corpus
 from rorqual.tasks.retrieval.document import Document
+from rorqual.tasks.retrieval.library import library
 from rorqual.tasks.retrieval.retriever import (
     EmbeddingRetriever,
     FtsRetriever,
@@ -24,6 +25,7 @@ __all__ = [
     "Retriever",
     "TantivyRetriever",
     "build_index",
+    "library",
     "open_retriever",
     "read_corpus",
 ]

@@ -1,0 +1,49 @@
+"""Search questions over Debian's packages: an exhaustive oracle answers every one, single queries hardly any.
+
+The tasks are made with one retriever and attacked with the other, by single queries that took no part in their making: the
+question whole, its clauses' words alone, and each clause. Filter rates and the split are the run's own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rorqual.synthesis import Request, maker
+from rorqual.synthesis.search.relations import name_of, scan
+from rorqual.tasks import Store
+from rorqual.tasks.retrieval.library import documents, library
+
+SECONDS, QUICK_SECONDS = 420, 120
+CORPUS, MOST_SINGLE_QUERY = "debian", 0.1
+
+
+def _words(clauses: list[dict[str, Any]]) -> list[str]:
+    return [" ".join(_words(c["of"])) if "of" in c else c["value"].replace("::", " ") for c in clauses]
+
+
+def main(quick: bool = False) -> dict[str, Any]:
+    count = 12 if quick else 150
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "tasks")
+        report = dict(maker("search").synthesize(Request(count, store, 11, 1, overrides=["backend=tantivy"])))
+        tasks = store.tasks()
+    other, found = library(CORPUS, "fts5"), documents(CORPUS)
+    right = {"oracle": 0, "question": 0, "words": 0, "best_clause": 0}
+    for task in tasks:
+        clauses, name = task.payload["clauses"], task.payload["check"]["value"]
+        words = _words(clauses)
+
+        def finds(query: str, name: str = name) -> bool:
+            return any(name_of(hit.document) == name for hit in other.search(query, 1))
+
+        right["oracle"] += {name_of(found[i]) for i in scan(found, clauses)} == {name}
+        right["question"] += finds(task.payload["question"])
+        right["words"] += finds(" ".join(words))
+        right["best_clause"] += any(finds(word) for word in words)
+    shares = {policy: round(n / len(tasks), 4) for policy, n in right.items()}
+    assert shares["oracle"] == 1.0, f"the oracle answers only {shares['oracle']}"
+    for policy in ("question", "words", "best_clause"):
+        assert shares[policy] <= MOST_SINGLE_QUERY, f"the single query {policy!r} answers {shares[policy]}"
+    return {"answered_by": shares, "synthesis": report}

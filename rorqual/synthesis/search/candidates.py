@@ -1,0 +1,126 @@
+"""Candidates of the search family: built, answered, verified; each gate's result is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rorqual.synthesis.line import Made, refused
+from rorqual.synthesis.search import SearchConfig
+from rorqual.synthesis.search.answerers import candidates as answer_all
+from rorqual.synthesis.search.constructor import choose, explore
+from rorqual.synthesis.search.relations import Clause, holds, name_of, relations, scan
+from rorqual.synthesis.search.wording import write
+from rorqual.tasks import GateResult, Provenance, Task, TaskError, TaskRow, World, digest
+from rorqual.tasks.answer import ANSWER_LINE, check_answer
+from rorqual.tasks.retrieval import CORPORA, Browser, library
+from rorqual.tasks.retrieval.library import documents
+from rorqual.tasks.search import SEARCH_TOOLS
+
+MAX_CALLS = 64
+
+
+def world_of(config: SearchConfig) -> World:
+    """The corpus as this machine has it, by digest: its documents are never stored."""
+    index = library(config.corpus, config.backend)
+    payload = {"corpus": config.corpus, "backend": config.backend, "digest": index.digest}
+    known = CORPORA.get(config.corpus)
+    source = Provenance(
+        known.source if known else config.corpus, f"{len(index)} documents", index.digest, known.licence if known else ""
+    )
+    return World(f"corpus-{digest(payload)}", "search", payload, digest(config.corpus), (config.corpus,), (source,))
+
+
+def make(config: SearchConfig, number: int) -> Made:
+    rng = random.Random(f"{config.seed}/search/{number}")
+    view = relations(config.corpus)
+    rare = view.rare(config.max_links)
+    entity = rng.choice(rare)
+    browser = Browser(library(config.corpus, config.backend))
+    found = explore(browser, view, entity, config, rng)
+    chosen = choose(found, view, config, rng)
+    if not chosen:
+        return refused("unique", "no choice of the facts found singles the entity out")
+    clauses = [clause for clause, _ in chosen]
+    language = config.languages[number % len(config.languages)]
+    question = write(clauses, language, rng)
+    name = name_of(view.documents[entity])
+    said = answer_all(Browser(library(config.corpus, config.backend)), question)
+    right = sorted(answerer for answerer, value in said.items() if value == name)
+    tags = {
+        "source": config.corpus, "language": language, "split": "easier" if right else "hard",
+        "kind": "chain" if any("of" in c for c in clauses) else "conjunction", "depth": str(_depth(clauses)),
+    }  # fmt: skip
+    payload = {
+        "check": {"kind": "exact", "value": name, "aliases": [view.documents[entity].url]},
+        "clauses": clauses, "evidence": [piece for _, places in chosen for piece in places], "candidates": said,
+        "question": question, "rarity": view.links[name], "explored_calls": found.calls,
+    }  # fmt: skip
+    world = world_of(config)
+    messages = ({"role": "user", "content": f"{question}\n\n{ANSWER_LINE}"},)
+    task = Task(
+        f"search-{number}-{digest([question, name], 8)}", "search", messages, SEARCH_TOOLS, world.id, payload,
+        len(clauses) + 4 * (not right), MAX_CALLS, tags, world.provenance,
+    )  # fmt: skip
+    results = gates(task, world, "bwrap")
+    if right and not config.keep_easier:
+        results.append(GateResult("all_candidates_wrong", False, ", ".join(right)))
+    measures = {"answerers_right": len(right) / len(said), "clauses": float(len(clauses))}
+    return Made(TaskRow(task, tuple(results), measures), world)
+
+
+def _depth(clauses: Sequence[Clause]) -> int:
+    return max((1 + _depth(c["of"]) for c in clauses if "of" in c), default=0)
+
+
+def gates(task: Task, world: World | None, isolation: str) -> list[GateResult]:
+    """The truth is derived again in two passes, each candidate is checked, and the stored split must be what comes out."""
+    if world is None:
+        raise TaskError(f"task {task.id}: its world {task.world} is missing from the store")
+    payload, corpus = task.payload, world.payload["corpus"]
+    index = library(corpus, world.payload["backend"], world.payload["digest"])
+    check, clauses, found = payload["check"], payload["clauses"], documents(corpus)
+    name = check["value"]
+    by_relations = {name_of(found[i]) for i in relations(corpus).answers(clauses)}
+    by_reading = {name_of(found[i]) for i in scan(found, clauses)}
+    said = answer_all(Browser(index), payload["question"])
+    right = [answerer for answerer, value in said.items() if value == name]
+    idle = check_answer(check, None, isolation)
+    return [
+        GateResult("silence_fails", not idle.passed),
+        GateResult("gold_passes", check_answer(check, f"Answer: {name}", isolation).passed),
+        GateResult("unique", by_relations == {name}, f"{len(by_relations)} answers by the relational view"),
+        GateResult("oracle_agrees", by_reading == {name}, f"{len(by_reading)} answers by reading every document"),
+        _evidence_gate(Browser(index), payload["evidence"]),
+        _candidate_gate(index, clauses, said, name, corpus),
+        GateResult("one_query_fails", "one_query" not in right, said["one_query"]),
+        GateResult("split_is_true", task.tags["split"] == ("easier" if right else "hard") and said == payload["candidates"]),
+        GateResult("name_unsaid", name.lower() not in payload["question"].lower(), name),
+    ]
+
+
+def _evidence_gate(browser: Browser, evidence: Sequence[Mapping[str, Any]]) -> GateResult:
+    """First pass of the verifier: each fact stands on its line, opened with the tools."""
+    lost = []
+    for piece in evidence:
+        page = browser.observe("open", {"id": piece["url"], "view_source": True, "loc": piece["line"], "num_lines": 1})
+        if piece["text"] not in page:
+            lost.append(f"{piece['url']}:{piece['line']}")
+    return GateResult("evidence_stands", not lost, ", ".join(lost)[:200], {"pieces": float(len(evidence))})
+
+
+def _candidate_gate(index: Any, clauses: Sequence[Clause], said: Mapping[str, str], name: str, corpus: str) -> GateResult:
+    """Second pass: each other candidate's page fails at least one clause, so that no wrong answer is right by another reading."""
+    view = relations(corpus)
+    doubtful = []
+    for value in {v for v in said.values() if v and v != name}:
+        text = view.documents[view.number[value]].text
+        if all(_fulfils(text, clause, view) for clause in clauses):
+            doubtful.append(value)
+    return GateResult("wrong_candidates_refuted", not doubtful, ", ".join(doubtful), {"candidates": float(len(said))})
+
+
+def _fulfils(text: str, clause: Clause, view: Any) -> bool:
+    values = {name_of(view.documents[i]) for i in view.answers(clause["of"])} if "of" in clause else {clause["value"]}
+    return holds(text, clause["field"], values)

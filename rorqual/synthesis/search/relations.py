@@ -1,0 +1,118 @@
+"""The relational view of a corpus: which document fulfils which clause. It alone decides whether a question has one answer.
+
+A document's lines `field: value` are facts; lists are split at commas. A clause is `{"field", "value"}`, or a hop:
+`{"field", "of": [clauses]}`, fulfilled by documents whose field names a document that fulfils the inner clauses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from rorqual.tasks.retrieval import Document
+from rorqual.tasks.retrieval.library import documents
+
+Clause = Mapping[str, Any]
+LISTS, LINKS = {"Depends", "Tag", "Recommends", "Suggests"}, {"Depends"}
+_LINE = re.compile(r"^([A-Za-z][\w ()-]{1,24}): (\S.*)$")
+_VERSION = re.compile(r"\s*\(.*?\)|\s*\|.*$|:any$")
+HIDDEN = {
+    "Package",
+    "Version",
+    "Source",
+    "Installed-Size",
+    "Homepage",
+    "Recommends",
+    "Suggests",
+    "Priority",
+    "Architecture",
+    "name",
+}
+"""Fields that name the entity, or say too little to ask for."""
+
+
+def name_of(document: Document) -> str:
+    """The last part of its address."""
+    return document.url.rpartition("/")[2]
+
+
+def facts_of_line(line: str) -> list[tuple[str, str]]:
+    """(field, value) of one line; descriptions give the words of five letters and more."""
+    match = _LINE.match(line)
+    if not match:
+        return []
+    field, value = match.groups()
+    if field == "Description":
+        return [("word", word) for word in sorted({w.lower() for w in re.findall(r"[A-Za-z]{5,}", value)})]
+    if field in LISTS:
+        return [(field, _VERSION.sub("", part).strip()) for part in value.split(",") if part.strip()]
+    if field == "Maintainer":
+        value = value.partition(" <")[0]
+    return [(field, value.strip())]
+
+
+class Relations:
+    """(field, value) -> the numbers of the documents that hold it."""
+
+    def __init__(self, found: Sequence[Document]):
+        self.documents = found
+        self.number = {name_of(d): i for i, d in enumerate(found)}
+        self.holders: dict[tuple[str, str], set[int]] = {}
+        for i, document in enumerate(found):
+            for line in document.text.split("\n"):
+                for fact in facts_of_line(line):
+                    self.holders.setdefault(fact, set()).add(i)
+        self.links = Counter({value: len(ids) for (field, value), ids in self.holders.items() if field in LINKS})
+
+    def rare(self, max_links: int) -> list[int]:
+        """The documents that at most so many others refer to."""
+        return [i for i, document in enumerate(self.documents) if self.links[name_of(document)] <= max_links]
+
+    def answers(self, clauses: Iterable[Clause]) -> set[int]:
+        """All documents that fulfil every clause."""
+        found: set[int] | None = None
+        for clause in clauses:
+            holders = self._holders(clause)
+            found = holders if found is None else found & holders
+        return found or set()
+
+    def _holders(self, clause: Clause) -> set[int]:
+        if "of" not in clause:
+            return self.holders.get((clause["field"], clause["value"]), set())
+        inner = self.answers(clause["of"])
+        return set().union(*(self.holders.get((clause["field"], name_of(self.documents[i])), set()) for i in inner))
+
+
+@cache
+def relations(corpus: str) -> Relations:
+    return Relations(documents(corpus))
+
+
+def scan(found: Sequence[Document], clauses: Sequence[Clause]) -> set[int]:
+    """The answers by reading every document's text, apart from the relational view: the exhaustive oracle."""
+    inner = {i: {name_of(found[j]) for j in scan(found, c["of"])} for i, c in enumerate(clauses) if "of" in c}
+    plain = [clause for clause in clauses if "of" not in clause]
+    texts = ((i, document.text) for i, document in enumerate(found))
+    kept = [(i, text) for i, text in texts if all(c["value"] in text or c["field"] == "word" for c in plain)]
+    kept = [(i, text) for i, text in kept if all(holds(text, c["field"], {c["value"]}) for c in plain)]
+    return {i for i, text in kept if all(holds(text, clauses[k]["field"], names) for k, names in inner.items())}
+
+
+def holds(text: str, field: str, values: set[str]) -> bool:
+    """Whether a text states one of the values of a field."""
+    head = "Description" if field == "word" else field
+    for line in re.findall(rf"^{re.escape(head)}: (.*)$", text, re.MULTILINE):
+        if field == "word":
+            if values & set(re.findall(r"[a-z]{5,}", line.lower())):
+                return True
+        elif field in LISTS:
+            if any(
+                re.split(r"[\s(|:](?!:)(?<!::)", part.strip())[0] in values or part.strip() in values for part in line.split(",")
+            ):
+                return True
+        elif line.split(" <")[0].strip() in values:
+            return True
+    return False
