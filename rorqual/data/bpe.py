@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rorqual.chat import template
 from rorqual.chat.markers import BOS, EOS, PAD
 from rorqual.errors import UserError
 from rorqual.runlog import write_atomically
@@ -73,7 +74,7 @@ def with_special_tokens(tokenizer: Tokenizer, special_tokens: Sequence[str]) -> 
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, ends: tuple[str, str] = (BOS, EOS)) -> None:
-    """tokenizer.json, tokenizer_config.json and generation_config.json, as transformers reads them."""
+    """tokenizer.json, tokenizer_config.json, generation_config.json and the chat template, as transformers reads them."""
     write_atomically(directory / TOKENIZER_FILE, tokenizer.to_str())
     named = {"bos": ends[0], "eos": ends[1], "pad": PAD if tokenizer.token_to_id(PAD) is not None else ends[1]}
     settings: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -82,6 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, ends: tuple[str, str] 
     write_atomically(directory / "tokenizer_config.json", json.dumps(settings, indent=1, ensure_ascii=False))
     ids = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in named.items()}
     write_atomically(directory / "generation_config.json", json.dumps(ids, indent=1))
+    write_atomically(directory / template.FILE, template.chat_template())
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], ends: tuple[str, str] = (BOS, EOS)) -> list[np.ndarray]:

@@ -79,3 +79,14 @@ def test_missing_special_tokens_are_named_and_can_be_added(tmp_path):
         open_tokenizer(tmp_path, SPECIAL_TOKENS)
     mended = with_special_tokens(open_tokenizer(tmp_path), SPECIAL_TOKENS)
     assert mended.token_to_id("<think>") >= 320 and mended.token_to_id(BOS) == 0
+
+
+def test_transformers_renders_the_chat_template_as_the_encoder_does(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    from rorqual.chat import encode
+
+    save_tokenizer(tokenizer, tmp_path)
+    peer = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
+    assert peer.apply_chat_template(messages, tokenize=False, thinking=True) == encode(messages, thinking=True)
