@@ -36,6 +36,7 @@ from rorqual.synthesis.general.gates import COMPACT_CHARS, GATES
 from rorqual.synthesis.general.goals import decode, encode, skeleton
 from rorqual.synthesis.general.ladder import SKILLS, Memory, pass_at_k, play
 from rorqual.synthesis.general.mechanisms_more import MECHANISMS
+from rorqual.synthesis.general.pipeline import BARREN_WORLDS, Progress
 from rorqual.synthesis.general.propose import Proposer
 from rorqual.synthesis.general.surface import settled_readers, tools_source
 from rorqual.tasks import Record, Store, Task, TaskRow, World, canonical
@@ -284,6 +285,14 @@ def test_a_store_keeps_to_its_settings(tmp_path: Path) -> None:
     synthesize(tmp_path, 2, 1)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         synthesize(tmp_path, 2, 1, seed=12)
+
+
+def test_a_run_that_can_bring_nothing_ends(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no back end nonsense|nonsense"):
+        maker("general").synthesize(Request(1, Store(tmp_path), overrides=("isolation=nonsense",)))
+    assert Progress(dict.fromkeys(range(BARREN_WORLDS), 0)).is_barren()
+    assert not Progress({**dict.fromkeys(range(BARREN_WORLDS), 0), 3: 1}).is_barren()
+    assert not Progress(dict.fromkeys(range(1, BARREN_WORLDS + 1), 0)).is_barren()
 
 
 def test_unknown_families_and_settings_are_named(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from rorqual.synthesis.general.compiler import CompilerConfig, compile_world
 from rorqual.synthesis.general.corpora import report as corpora_report
 from rorqual.synthesis.general.fingerprints import minhash, similarity
 from rorqual.tasks import Record, Store, digest
+from rorqual.tasks.box import open_judge
 
 PR_SET_PDEATHSIG = 1
 SIMILAR = 0.95
 BANDS = 16
-MARGIN = 1.1
-"""How many more worlds than strictly needed are tried before the near-duplicates are counted."""
+BARREN_WORLDS = 24
+"""So many worlds in a row without an accepted task: something is wrong that more worlds won't mend."""
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Progress:
             index += 1
         return total, index
 
+    def is_barren(self) -> bool:
+        """The last of the unbroken run brought nothing, and too many before it."""
+        _, length = self.accepted()
+        return length >= BARREN_WORLDS and not any(self.tasks[i] for i in range(length - BARREN_WORLDS, length))
+
 
 def synthesize(request: Request, config: CompilerConfig) -> dict[str, Any]:
     """Fill the store with `count` accepted tasks and seal it. Goes on where an earlier run with the same settings was left."""
@@ -50,6 +56,8 @@ def synthesize(request: Request, config: CompilerConfig) -> dict[str, Any]:
     _check_settings(store, settings)
     if store.is_sealed and store.manifest["settings"]["count"] == request.count:
         return {name: value for name, value in store.manifest.items() if name not in ("settings", "corpora", "counts")}
+    if config.isolation != "none":
+        open_judge(config.isolation).close()  # where no sandbox can be had, that is said at once
     needed, began = request.count, time.monotonic()
     while True:
         _fill(request, config, needed)
@@ -106,10 +114,19 @@ def _fill(request: Request, config: CompilerConfig, needed: int) -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     progress.tasks[running.pop(future)] = future.result()
                 request.on_progress(progress.accepted()[0], f"{progress.accepted()[1]} worlds")
+                if progress.is_barren():
+                    raise UserError(_why_barren(store))
         except BrokenProcessPool as error:
             raise UserError("a worker process was killed (out of memory?); the same command goes on where it was left") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _why_barren(store: Store) -> str:
+    refused = [record.value for record in store.records() if record.kind == "rejected"]
+    gates = dict(Counter(value["gate"] for value in refused).most_common(3))
+    last = refused[-1]["detail"] if refused else ""
+    return f"{store.directory}: {BARREN_WORLDS} worlds in a row brought no task; refused by {gates}; last: {last}"
 
 
 def _die_with_parent() -> None:
