@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.errors import UserError
-from rorqual.evals import browse, choices, mathematics, needles, programs, retail, stores
+from rorqual.evals import browse, choices, mathematics, needles, programs, repositories, retail, stores
 from rorqual.evals.benchmark import BOXED, Benchmark, Protocol
 from rorqual.evals.source import Hub
 from rorqual.tasks import Task
@@ -105,6 +105,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             "tau2_retail", "tau2-bench, retail", "Barres et al. 2025, github.com/sierra-research/tau2-bench", "MIT",
             Protocol(max_turns=100), retail.load, published="tau2-bench",
             notes="published: the mean of three categories (retail 81.1); the tools are our own; --user plays the user",
+        ),
+        Benchmark(
+            "repositories", "SWE-bench-style directories", "your files (docs/evaluation.md); after Jimenez et al. 2023", "yours",
+            Protocol(repositories.TEMPLATE, max_turns=128), repositories.load, answer_of=lambda text: None,
+            notes="the published scores are of other tasks; --program-timeout bounds each command and the tests",
         ),
         Benchmark(
             "heldout", "The held-out split of a store of synthesised tasks", "rorqual synthesize; --data names the store",

@@ -69,3 +69,22 @@ def test_the_benchmarks_are_listed_with_licence_and_source(capsys):
     facts = json.loads(evaluate(capsys, "--benchmark", "list", "--json").out)
     assert {"gsm8k", "humaneval", "heldout", "browse", "needles"} <= {fact["name"] for fact in facts}
     assert all(fact["licence"] and fact["source"] for fact in facts)
+
+
+def test_a_checkpoint_is_measured_and_another_one_is_not_taken_for_it(tmp_path, capsys):
+    from rorqual.model.transformer import Transformer
+    from rorqual.model.weights import save_model
+    from tests.serve.conftest import CONFIG, TOKENIZER
+
+    found = []
+    for seed in (1, 1, 2):
+        model = tmp_path / "model"
+        save_model(Transformer(CONFIG, seed=seed), model, "float32", overwrite=True)
+        TOKENIZER.backend.save(str(model / "tokenizer.json"))
+        made = ["--count", "3", "--length", "200", "--max-tokens", "6", "--window", "4096", "--n", "2"]
+        arguments = ["--benchmark", "ruler", *made, "--policy", model, "--out", tmp_path / "out", "--json"]
+        found.append(json.loads(evaluate(capsys, *arguments).out))
+    assert found[0]["identity"] == found[1]["identity"] != found[2]["identity"]
+    assert found[0]["accounts"] == found[1]["accounts"] and found[0]["accounts"]["sampled_tokens"] > 6
+    assert found[0]["not_played"] == 0 and sum(found[0]["outcomes"]["verdicts"].values()) == 6
+    assert sum(1 for _ in (tmp_path / "out" / "attempts").rglob("*.npz")) == 12, "six attempts of each of two models"

@@ -299,6 +299,52 @@ def test_tau2_retail_is_passed_by_the_gold_actions_and_by_nothing_less(shared_da
     assert all(silent["by_task"][name] == [0.0] for name in changes)
 
 
+def repository(root):
+    folder = root / "one"
+    for name, text in {
+        "repository/sums.py": "def add(a, b):\n    return a - b\n",
+        "tests/test_sums.py": "from sums import add\ndef test_add():\n    assert add(2, 3) == 5\n"
+        "def test_zero():\n    assert add(4, 0) == 4\n",
+        "solution/sums.py": "def add(a, b):\n    return a + b\n",
+        "task.json": json.dumps(
+            {
+                "id": "one",
+                "problem": "add subtracts",
+                "fail_to_pass": ["test_sums.py::test_add"],
+                "pass_to_pass": ["test_sums.py::test_zero"],
+            }
+        ),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (root / "two").mkdir()
+    return str(root)
+
+
+def test_a_repository_is_judged_by_hidden_tests_that_the_agent_can_not_steer(tmp_path):
+    _, suite = load("repositories", repository(tmp_path), timeout_s=60.0)
+    assert [defect.where for defect in suite.defects] == ["two"]
+    task = suite.tasks["one"]
+    cheat = "import pytest\n\n@pytest.hookimpl(tryfirst=True)\ndef pytest_pyfunc_call(pyfuncitem):\n    return True\n"
+    ways = {
+        "gold": (task.payload["gold_calls"][0][1]["command"], True),
+        "nothing": ("ls; test ! -e test_sums.py", False),
+        "steer": (f"printf '{cheat}' > conftest.py", False),
+        "own tests": ("echo 'def test_add(): pass\ndef test_zero(): pass' > test_sums.py", False),
+        "deleted": ("rm sums.py", False),
+    }
+    for name, (command, is_right) in ways.items():
+        episode = suite.open_episode(task)
+        try:
+            episode.reset()
+            assert episode.call("bash", {"command": command}).startswith("exit code 0"), name
+            verdict = episode.finish("done")
+        finally:
+            episode.close()
+        assert verdict.is_valid and verdict.passed is is_right, (name, verdict)
+    assert verdict.reasons == ("test_sums.py::test_add", "test_sums.py::test_zero")
+
+
 def test_each_benchmark_names_its_source_licence_and_protocol():
     for each in BENCHMARKS.values():
         assert each.source and each.licence and each.title and "{question}" in each.protocol.template
