@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from rorqual.errors import UserError
+from rorqual.errors import FieldErrors, UserError
 from rorqual.tasks import host, judge
 
 Call = Callable[[str, Any], Any]
@@ -88,8 +88,8 @@ class ConfinedBox:
             self._sandbox = create(isolation, limits=limits.but(output_bytes=MAX_LINE_BYTES), packages=packages)
             self._sandbox.upload(script, (HERE / script).read_bytes())
             self._handle = self._sandbox.start([self._sandbox.python, *(() if packages else ("-I", "-S")), script])
-        except SandboxError as error:
-            raise BoxError(f"{script}: {error}", "unavailable") from error
+        except (SandboxError, FieldErrors) as error:
+            raise BoxError(f"sandbox {isolation}: {error}", "unavailable") from error
 
     def ask(self, request: dict[str, Any], timeout_s: float = 10.0, call: Call | None = None) -> dict[str, Any]:
         reply = self._exchange(request, timeout_s)

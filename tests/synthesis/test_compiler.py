@@ -288,7 +288,7 @@ def test_a_store_keeps_to_its_settings(tmp_path: Path) -> None:
 
 
 def test_a_run_that_can_bring_nothing_ends(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no back end nonsense|nonsense"):
+    with pytest.raises(UserError, match="sandbox nonsense: backend"):
         maker("general").synthesize(Request(1, Store(tmp_path), overrides=("isolation=nonsense",)))
     assert Progress(dict.fromkeys(range(BARREN_WORLDS), 0)).is_barren()
     assert not Progress({**dict.fromkeys(range(BARREN_WORLDS), 0), 3: 1}).is_barren()
