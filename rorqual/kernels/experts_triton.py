@@ -25,7 +25,7 @@ def experts(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, chosen: Tensor, gates
 
 
 def supported(x: Tensor, *weights: Tensor) -> bool:
-    """Whether the grouped products take this, here: an NVIDIA GPU from Hopper on, bfloat16, rows of a multiple of 16 bytes."""
+    """Whether the grouped products take this: an NVIDIA GPU from Hopper on, bfloat16, rows of a multiple of 16 bytes."""
     if not x.is_cuda or torch.cuda.get_device_capability(x.device) < (9, 0) or not hasattr(torch, "_grouped_mm") or not x.numel():
         return False
     aligned = all(weight.shape[-1] % 8 == 0 and weight.shape[-2] % 8 == 0 for weight in weights)

@@ -94,7 +94,7 @@ def _select(
     indices = torch.full((T, topk), -1, dtype=torch.int32, device=q.device)
     scores = torch.full((T, topk), -torch.inf, device=q.device) if return_scores else None
     stride = triton.cdiv(keys.S, 16) * 16 + 16  # aligned reads may run past the last key
-    chunk = max(1, min(T, SCORE_BYTES // (4 * (stride + 2 * list_length(topk))))) if keys.S else 0
+    chunk = max(1, min(T, SCORE_BYTES // (4 * (stride + list_length(topk))))) if keys.S else 0
     buffer = torch.empty(chunk, stride, dtype=torch.float32, device=q.device)
     for first in range(0, T if keys.S else 0, max(chunk, 1)):
         rows = slice(first, min(first + chunk, T))
@@ -182,9 +182,9 @@ def select_rows(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, indices
     t, S = scores.shape
     whole = max(DIRECT, topk) >= S
     length = triton.next_power_of_2(S) if whole else list_length(topk)
-    positions, values, found = (starts, scores, starts) if whole else _filtered(scores, topk, starts, ends, length)
+    positions, found = (starts, starts) if whole else _filtered(scores, topk, starts, ends, length)
     select_kernel[(t,)](
-        scores, positions, values, found, starts, ends, indices, indices if chosen is None else chosen, scores.stride(0), topk,
+        scores, positions, found, starts, ends, indices, indices if chosen is None else chosen, scores.stride(0), topk,
         N=length, LISTED=not whole, SCORES=chosen is not None, num_warps=max(4, min(32, length // 512)),
         **_registers(scores.device, 64 if length >= 2048 else None),
     )  # fmt: skip
@@ -195,23 +195,20 @@ def _registers(device: torch.device, limit: int | None) -> dict[str, int]:
     return {"maxnreg": limit} if limit and device.type == "cuda" and torch.version.hip is None else {}
 
 
-def _filtered(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists of what in each row reaches a sampled threshold, in order: positions and scores [t, length], and for each row (t, 2):
+def _filtered(scores: Tensor, topk: int, starts: Tensor, ends: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Lists of the positions [t, length] whose scores reach a sampled threshold, in order, and for each row (t, 2):
 
     the threshold as an ordered integer, and how many reach it (-1: the row is no longer than a list, and is not listed).
     """
     t, S = scores.shape
     positions = torch.empty(t, length, dtype=torch.int32, device=scores.device)
-    values = torch.empty(t, length, dtype=torch.float32, device=scores.device)
     found = torch.empty(t, 2, dtype=torch.int32, device=scores.device)
-    # A program of one warp needs no barrier; only where rows are few does a row get more of them.
-    warps = 1 if t >= 1024 else 2 if t >= 512 else 8
-    sample = 1024 if S <= 65536 else 2048
+    sample = max(1024, min(8192, triton.next_power_of_2(S) // 16))
     filter_kernel[(t,)](
-        scores, starts, ends, positions, values, found, scores.stride(0), topk,
-        LENGTH=length, SAMPLE=sample, N=512 * warps, num_warps=warps, **_registers(scores.device, 64),
+        scores, starts, ends, positions, found, scores.stride(0), topk, LENGTH=length, SAMPLE=sample, N=2048,
+        num_warps=4, **_registers(scores.device, 96),
     )  # fmt: skip
-    return positions, values, found
+    return positions, found
 
 
 @triton.jit
@@ -306,15 +303,12 @@ def _row_block(X, block, lane, start, end):
 
 
 @triton.jit
-def filter_kernel(
-    X, STARTS, ENDS, POSITIONS, VALUES, FOUND, stride, topk, LENGTH: tl.constexpr, SAMPLE: tl.constexpr, N: tl.constexpr
-):
+def filter_kernel(X, STARTS, ENDS, POSITIONS, FOUND, stride, topk, LENGTH: tl.constexpr, SAMPLE: tl.constexpr, N: tl.constexpr):
     """Grid (rows): lists what reaches a threshold read off SAMPLE scores at uneven steps; see _filtered."""
     row = tl.program_id(0).to(tl.int64)
     start, end = tl.load(STARTS + row), tl.load(ENDS + row)
     X += row * stride
     POSITIONS += row * LENGTH
-    VALUES += row * LENGTH
     count = end - start
     threshold, reach = start * 0 + ABSENT + 1, start * 0 - 1
     if count > LENGTH:
@@ -326,19 +320,15 @@ def filter_kernel(
             threshold, _, _ = _threshold(sample, count * 0 + SAMPLE, rank)
         # NaN and -inf, which rank lowest, never reach the bar: enough scores do without them, or the list is not used.
         bar = _value(threshold)
-        column = tl.multiple_of(start // 4 * 4, 4) + tl.arange(0, N)
-        x = tl.load(X + column, mask=column // 4 * 4 < end, other=0.0)
+        lane = tl.arange(0, N)
         reach += 1
-        for _ in range(start // 4 * 4, end, N):
-            ahead = tl.load(X + column + N, mask=(column + N) // 4 * 4 < end, other=0.0)  # on its way while x is worked on
+        for block in range(start // 4 * 4, end, N):
+            column = tl.multiple_of(block, 4) + lane
+            x = tl.load(X + column, mask=column // 4 * 4 < end, other=0.0)
             taken = (x >= bar) & (column >= start) & (column < end)
-            running = tl.cumsum(taken.to(tl.int32), 0)
-            place = reach - 1 + running
+            place = reach - 1 + tl.cumsum(taken.to(tl.int32), 0)
             tl.store(POSITIONS + place, column, mask=taken & (place < LENGTH))
-            tl.store(VALUES + place, x, mask=taken & (place < LENGTH))
-            reach += tl.max(running, 0)
-            column += N
-            x = ahead
+            reach += tl.sum(taken.to(tl.int32), 0)
     tl.store(FOUND + row * 2, threshold)
     tl.store(FOUND + row * 2 + 1, reach)
 
@@ -402,7 +392,7 @@ def _take(key, low, high, wanted, sure_before, tied_before):
 
 @triton.jit
 def select_kernel(
-    X, POSITIONS, VALUES, FOUND, STARTS, ENDS, INDICES, CHOSEN, stride, topk,
+    X, POSITIONS, FOUND, STARTS, ENDS, INDICES, CHOSEN, stride, topk,
     N: tl.constexpr, LISTED: tl.constexpr, SCORES: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows): the topk best of a row, by ascending position. LISTED: of the row's list, where that holds them all."""
@@ -415,21 +405,21 @@ def select_kernel(
     if LISTED:
         threshold, reach = tl.load(FOUND + row * 2), tl.load(FOUND + row * 2 + 1)
         if reach < 0:
-            _write_selection(X + start + lane, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
+            _write_selection(X, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
         elif (reach <= N) & (reach >= topk):
             column = tl.load(POSITIONS + row * N + lane, mask=lane < reach, other=0)
-            _write_selection(VALUES + row * N + lane, column, reach, INDICES, CHOSEN, topk, N, SCORES)
+            _write_selection(X, column, reach, INDICES, CHOSEN, topk, N, SCORES)
         else:
             _write_row_selection(X, start, end, INDICES, CHOSEN, topk, threshold, N, SCORES)
     else:
-        _write_selection(X + start + lane, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
+        _write_selection(X, start + lane, end - start, INDICES, CHOSEN, topk, N, SCORES)
 
 
 @triton.jit
-def _write_selection(scores, column, count, INDICES, CHOSEN, topk, N: tl.constexpr, SCORES: tl.constexpr):
-    """The topk best of `count` scores (pointers) at the given columns, which ascend."""
+def _write_selection(X, column, count, INDICES, CHOSEN, topk, N: tl.constexpr, SCORES: tl.constexpr):
+    """The topk best of a row's scores at `count` columns, given in ascending order."""
     there = tl.arange(0, N) < count
-    key = tl.where(there, _ordered(tl.load(scores, mask=there, other=0.0)), ABSENT)
+    key = tl.where(there, _ordered(tl.load(X + column, mask=there, other=0.0)), ABSENT)
     low, high, above = count * 0 + ABSENT + 1, count * 0 + ABSENT + 1, count
     if count > topk:
         low, high, above = _threshold(key, count, topk)

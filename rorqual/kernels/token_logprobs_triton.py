@@ -1,9 +1,8 @@
 """Token log-probabilities on a GPU, tile by tile over the vocabulary, with sums and gradients in Triton.
 
-Tiles run over the vocabulary first, then over the tokens: the gradient of a slice of the head is complete before the next begins,
-and only the small gradient of the hidden states is added up to the end. A tile of logits (LOGIT_BYTES) stays in the GPU's L2
-cache between the product that makes it and the one that uses it. The products are the library's, bfloat16 in and float32 out;
-the backward computes the logits again.
+Tiles run over the vocabulary, not over the tokens: the gradient of a tile of the head is then complete when the tile is done, and
+only the small gradient of the hidden states is added up. The products are the library's, bfloat16 in and float32 out. The
+backward computes the logits again; LOGIT_BYTES bounds what is held at once, forward and backward.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.logprobs import token_logprobs_plain
 
-LOGIT_BYTES = 32 << 20
+LOGIT_BYTES = 128 << 20
 """Float32 logits held at once."""
-ROWS = 4096
+ROWS = 1 << 15
 """Tokens of one tile at most."""
 
 
@@ -95,10 +94,9 @@ class _TokenLogprobs(torch.autograd.Function):
         return_entropy: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         sums = Sums(*(torch.full_like(temperature, value) for value in (-torch.inf, 0, 0, -torch.inf)))
-        for columns in column_tiles(len(hidden), len(head)):
-            for rows in row_tiles(len(hidden)):
-                logits = tile_logits(hidden, head, kept, bias, rows, columns)
-                add_tile(logits, targets[rows], temperature[rows], columns.start, Sums(*(part[rows] for part in sums)))
+        for rows, columns in tiles(len(hidden), len(head)):
+            logits = tile_logits(hidden, head, kept, bias, rows, columns)
+            add_tile(logits, targets[rows], temperature[rows], columns.start, Sums(*(part[rows] for part in sums)))
         lse = sums.top + sums.total.log()
         logprobs = torch.where(targets < 0, 0.0, sums.taken - lse)
         entropy = lse - sums.mean / sums.total
@@ -114,30 +112,31 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_entropy = grad_entropy.float().contiguous() if ctx.return_entropy else torch.zeros_like(grad)
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         grad_head = torch.empty_like(head)
-        for columns in column_tiles(len(hidden), len(head)):
-            part = torch.zeros(columns.stop - columns.start, head.shape[1], dtype=torch.float32, device=head.device)
-            for rows in row_tiles(len(hidden)):
-                logits = tile_logits(hidden, head, ctx.kept, bias, rows, columns)
-                tile = tile_gradient(
-                    logits, targets[rows], temperature[rows], columns.start, lse[rows], entropy[rows], grad[rows],
-                    grad_entropy[rows], hidden.dtype,
-                )  # fmt: skip
-                add_product(grad_hidden[rows], tile, head[columns])
-                add_product(part, tile.t(), hidden[rows])
-            grad_head[columns] = part.to(head.dtype)
+        several = len(hidden) > ROWS
+        total = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if several else None
+        for rows, columns in tiles(len(hidden), len(head)):
+            logits = tile_logits(hidden, head, ctx.kept, bias, rows, columns)
+            tile = tile_gradient(
+                logits, targets[rows], temperature[rows], columns.start, lse[rows], entropy[rows], grad[rows], grad_entropy[rows],
+                hidden.dtype,
+            )  # fmt: skip
+            del logits
+            add_product(grad_hidden[rows], tile, head[columns])
+            if total is None:
+                grad_head[columns] = product(tile.t(), hidden[rows]).to(head.dtype)
+            else:
+                add_product(total[columns], tile.t(), hidden[rows])
+        grad_head = grad_head if total is None else total.to(head.dtype)
         return grad_hidden.to(hidden.dtype), grad_head, None, None, None, None, None
 
 
-def column_tiles(N: int, V: int) -> Iterator[slice]:
-    """Slices of the vocabulary whose tiles keep within LOGIT_BYTES."""
-    width = max(128, LOGIT_BYTES // (4 * max(1, min(N, ROWS))) // 128 * 128)
-    for left in range(0, V, width):
-        yield slice(left, min(left + width, V))
-
-
-def row_tiles(N: int) -> Iterator[slice]:
-    for top in range(0, N, ROWS):
-        yield slice(top, min(top + ROWS, N))
+def tiles(N: int, V: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of tiles within LOGIT_BYTES; all columns of one slice of rows before the next."""
+    height = min(N, ROWS)
+    width = max(128, LOGIT_BYTES // (4 * max(height, 1)) // 128 * 128)
+    for top in range(0, N, max(height, 1)):
+        for left in range(0, V, width):
+            yield slice(top, min(top + height, N)), slice(left, min(left + width, V))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
