@@ -18,7 +18,7 @@ from rorqual.kernels.experts import experts_plain
 
 
 def experts(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
-    """The contract is that of `rorqual.kernels.experts`. The grouped products take bfloat16 and widths that are multiples of 8."""
+    """The contract is that of `rorqual.kernels.experts`. Grouped products take bfloat16 and widths in multiples of 8."""
     if not supported(x, w1, w2, w3):
         return experts_plain(x, w1, w2, w3, chosen, gates)
     return _Experts.apply(x, w1, w2, w3, chosen, gates)  # type: ignore[return-value]
