@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from rorqual.errors import UsageError
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(store: object, wish: str) -> None:
+def _export(store: Any, wish: str) -> None:
     from rorqual.tasks.exports import EXPORTS
 
     kind, _, path = wish.partition("=")
