@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rorqual.kernels.logprobs import token_logprobs_plain
+from rorqual.kernels.logprobs import kept_rows, token_logprobs_plain
 
 LOGIT_BYTES = 128 << 20
 """Float32 logits held at once."""
@@ -55,11 +55,18 @@ def token_logprobs(
         raise ValueError("temperature: expected above 0 (greedy choice has no log-probability), found 0 or less")
     if targets.shape != (N,) or not bool((targets < V).all()):
         raise ValueError(f"targets: expected [{N}] ids below {V}, found {list(targets.shape)} up to {int(targets.max())}")
-    allowed = None if kept is None else Kept.of(*kept, N, hidden.device)
-    logprobs, entropy = _TokenLogprobs.apply(
-        hidden.contiguous(), head.contiguous(), targets.int(), temperature, allowed, bias, return_entropy
+    rows = (targets >= 0).nonzero()[:, 0]  # padding costs nothing and is never read
+    whole = len(rows) == N
+    if not whole:
+        hidden, targets, temperature = hidden[rows], targets[rows], temperature[rows]
+        kept = None if kept is None else kept_rows(*kept, rows)
+    allowed = None if kept is None else Kept.of(*kept, len(rows), hidden.device)
+    results = _TokenLogprobs.apply(
+        hidden.contiguous(), head.contiguous(), targets.int(), temperature.contiguous(), allowed, bias, return_entropy
     )
-    return (logprobs, entropy) if return_entropy else logprobs
+    if not whole:
+        results = tuple(part.new_zeros(N).index_copy(0, rows, part) for part in results)
+    return results if return_entropy else results[0]
 
 
 class Kept(NamedTuple):

@@ -16,7 +16,7 @@ def naive(hidden, head, targets, temperature, keep, bias):
     logs = logits.masked_fill(~keep, -torch.inf).log_softmax(-1)
     logprobs = logs.gather(1, targets.clamp_min(0)[:, None])[:, 0].masked_fill(targets < 0, 0)
     entropy = -(logs.exp() * logs.masked_fill(~keep, 0)).sum(1)
-    return logprobs, entropy
+    return logprobs, entropy.masked_fill(targets < 0, 0)
 
 
 def case(N, D, V, dtype, device):
