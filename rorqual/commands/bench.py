@@ -17,7 +17,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from rorqual.errors import UserError
 
@@ -264,7 +264,9 @@ def sparse_backward_case(args: argparse.Namespace) -> Case:
 
         few = slice(0, 16)
         leaves = [q[few].double().requires_grad_(), kv.double().requires_grad_()]
-        wanted = torch.autograd.grad(attention_reference(*leaves, indices[few], RELEASED_SCALE), leaves, grad[few].double())
+        wanted = torch.autograd.grad(
+            attention_reference(leaves[0], leaves[1], indices[few], RELEASED_SCALE), leaves, grad[few].double()
+        )
         found = attend_backward(q[few], kv, indices[few], RELEASED_SCALE, out[few], lse[few], grad[few], None)
         again = ours()
         assert all(map(torch.equal, ours(), again)), "two runs differ"
@@ -308,7 +310,7 @@ def select_case(args: argparse.Namespace) -> Case:
 
     def error() -> float:
         """How far below the exact k-th best score, relative to the largest, the worst chosen one lies."""
-        chosen, worst = ours()[-8:].long(), 0.0
+        chosen, worst = cast(Any, ours())[-8:].long(), 0.0
         for row in range(-8, 0):
             exact = (torch.relu(q[row].double() @ k.double().t()) * w[row].double()[:, None]).sum(0) * scale.double()
             exact = exact[: ends[row]]
@@ -391,7 +393,7 @@ def token_logprobs_case(args: argparse.Namespace) -> Case:
     targets = torch.randint(0, V, (N,), device="cuda")
 
     def ours() -> Any:
-        return torch.autograd.grad(token_logprobs(hidden, head, targets).sum(), (hidden, head))
+        return torch.autograd.grad(cast(Any, token_logprobs(hidden, head, targets)).sum(), (hidden, head))
 
     def naive(hidden: Any, head: Any, targets: Any) -> Any:
         return -torch.nn.functional.cross_entropy((hidden @ head.t()).float(), targets, reduction="none")
@@ -401,9 +403,9 @@ def token_logprobs_case(args: argparse.Namespace) -> Case:
     def error() -> float:
         few = slice(0, 128)
         leaves = [x[few].double().requires_grad_() if x is hidden else x.double().requires_grad_() for x in (hidden, head)]
-        wanted = torch.autograd.grad(naive(*leaves, targets[few]).sum(), leaves)
+        wanted = torch.autograd.grad(naive(leaves[0], leaves[1], targets[few]).sum(), leaves)
         part = hidden[few].detach().requires_grad_()
-        found = torch.autograd.grad(token_logprobs(part, head, targets[few]).sum(), (part, head))
+        found = torch.autograd.grad(cast(Any, token_logprobs(part, head, targets[few])).sum(), (part, head))
         return max(relative(a, b) for a, b in zip(found, wanted, strict=True))
 
     peers = {"torch.compile": lambda: torch.autograd.grad(compiled(hidden, head, targets).sum(), (hidden, head))}

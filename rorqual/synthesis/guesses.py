@@ -26,8 +26,8 @@ def _text(value: Fraction) -> str:
 ARITHMETIC: dict[str, Callable[[list[Fraction]], Fraction]] = {
     "first": lambda n: n[0],
     "last": lambda n: n[-1],
-    "largest": max,
-    "smallest": min,
+    "largest": lambda n: max(n),
+    "smallest": lambda n: min(n),
     "count": lambda n: Fraction(len(n)),
     "sum": lambda n: sum(n, Fraction()),
     "product": lambda n: math.prod(n[:4]),

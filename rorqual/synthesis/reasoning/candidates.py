@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from collections.abc import Sequence
 import re
 from functools import cache
 from pathlib import Path
@@ -185,7 +186,7 @@ def _text(number: int, rng: random.Random) -> Task:
     return _task("writing", number, prompt, {"kind": "constraints", "rules": rules}, gold, tags)
 
 
-def _witness(rules: list[dict[str, Any]], include: list[str], parts: int, count: int, rng: random.Random) -> str:
+def _witness(rules: list[dict[str, Any]], include: Sequence[str], parts: int, count: int, rng: random.Random) -> str:
     """Invented words in place of prose: a proof that the rules hold together, no example of good writing."""
     letters = next((rule["letters"] for rule in rules if rule["rule"] == "initials"), "X" * parts)
     made = ["".join(rng.choice("bdfklmnprst") + rng.choice("aeiou") for _ in range(3)) for _ in range(count - len(include))]
