@@ -45,6 +45,7 @@ class Maker:
 
 FAMILIES: dict[str, str] = {
     "general": "rorqual.synthesis.general:MAKER",
+    "code": "rorqual.synthesis.code:MAKER",
     "search": "rorqual.synthesis.search:MAKER",
     "interpreter": "rorqual.synthesis.interpreter:MAKER",
     "maths": "rorqual.synthesis.reasoning:MATHS",

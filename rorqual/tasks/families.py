@@ -27,6 +27,7 @@ class Family:
 
 FAMILIES: dict[str, str] = {
     "general": "rorqual.tasks.general:FAMILY",
+    "code": "rorqual.tasks.code:FAMILY",
     "search": "rorqual.tasks.search:FAMILY",
     "interpreter": "rorqual.tasks.interpreter:FAMILY",
     "maths": "rorqual.tasks.textual:MATHS",

@@ -94,10 +94,26 @@ def gates(task: Task, world: World | None, isolation: str) -> list[GateResult]:
         GateResult("oracle_agrees", by_reading == {name}, f"{len(by_reading)} answers by reading every document"),
         _evidence_gate(Browser(index), payload["evidence"]),
         _candidate_gate(index, clauses, said, name, corpus),
-        GateResult("one_query_fails", "one_query" not in right, said["one_query"]),
+        _single_query_gate(world, payload["question"], clauses, name),
         GateResult("split_is_true", task.tags["split"] == ("easier" if right else "hard") and said == payload["candidates"]),
         GateResult("name_unsaid", name.lower() not in payload["question"].lower(), name),
     ]
+
+
+def clause_words(clauses: Sequence[Clause]) -> list[str]:
+    """The words of each clause alone."""
+    return [" ".join(clause_words(c["of"])) if "of" in c else c["value"].replace("::", " ") for c in clauses]
+
+
+def _single_query_gate(world: World, question: str, clauses: Sequence[Clause], name: str) -> GateResult:
+    """No first hit of a single query is the answer: the question, its clauses' words together, each clause; in either index."""
+    words = clause_words(clauses)
+    for backend in sorted({world.payload["backend"], "fts5"}):
+        index = library(world.payload["corpus"], backend, world.payload["digest"])
+        for query in (question, " ".join(words), *words):
+            if any(name_of(hit.document) == name for hit in index.search(query, 1)):
+                return GateResult("single_query_fails", False, f"{backend}: {query}"[:200])
+    return GateResult("single_query_fails", True)
 
 
 def _evidence_gate(browser: Browser, evidence: Sequence[Mapping[str, Any]]) -> GateResult:
