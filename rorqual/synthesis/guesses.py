@@ -30,7 +30,7 @@ ARITHMETIC: dict[str, Callable[[list[Fraction]], Fraction]] = {
     "smallest": lambda n: min(n),
     "count": lambda n: Fraction(len(n)),
     "sum": lambda n: sum(n, Fraction()),
-    "product": lambda n: math.prod(n[:4]),
+    "product": lambda n: math.prod(n[:4], start=Fraction(1)),
     "mean": lambda n: sum(n, Fraction()) / len(n),
     "range": lambda n: max(n) - min(n),
     "first_two_added": lambda n: n[0] + n[1],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Sequence
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
