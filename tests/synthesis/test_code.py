@@ -1,5 +1,6 @@
 """Code tasks: the gold change passes, the given state fails, and cheating patches earn nothing."""
 
+# ruff: noqa: E501 - the planted patches are whole lines of source
 from __future__ import annotations
 
 from pathlib import Path
