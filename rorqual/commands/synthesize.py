@@ -16,8 +16,10 @@ from rorqual.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--family", required=True, help="general, search, code or interpreter")
-    parser.add_argument("--count", type=int, required=True, help="how many accepted tasks")
+    parser.add_argument("--family", help="general, search, code, interpreter; maths, logic, programming or writing")
+    parser.add_argument("--mix", choices=["paper"], help="the four agent families in the paper's proportions, each in DIR/FAMILY")
+    parser.add_argument("--scale", type=float, default=0.02, help="with --mix: the share of the paper's 85,267 tasks")
+    parser.add_argument("--count", type=int, help="how many accepted tasks")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the store is; a store that exists is added to")
     parser.add_argument("--seed", type=int, default=0, help="one seed gives one set, byte for byte")
     parser.add_argument("--workers", type=int, default=1, help="processes")
@@ -33,12 +35,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+PAPER = {"search": 50_275, "code": 24_667, "interpreter": 5_908, "general": 4_417}
+"""Tasks by family: the paper's table of agentic tasks."""
+
+
 def run(args: argparse.Namespace) -> int:
+    if (args.family is None) == (args.mix is None):
+        raise UsageError("expected one of --family and --mix")
+    if args.mix is None:
+        return make(args)
+    if args.count is not None or args.overrides or args.export:
+        raise UsageError("--mix: --count, --set and --export belong to one family; use --scale")
+    if not 0 < args.scale <= 1:
+        raise UsageError(f"--scale {args.scale}: expected above 0, at most 1")
+    for family, whole in PAPER.items():
+        shares = {"family": family, "count": max(1, round(whole * args.scale)), "out": f"{args.out}/{family}"}
+        if family in ("search", "code"):
+            shares["endpoint"] = None  # programs make these two
+        make(argparse.Namespace(**{**vars(args), **shares}))
+    return 0
+
+
+def make(args: argparse.Namespace) -> int:
+    """One family."""
     from rorqual.runlog import RunLog
     from rorqual.synthesis import Request, maker
     from rorqual.tasks import Store
 
-    if args.count < 1 or args.workers < 1:
+    if args.count is None or args.count < 1 or args.workers < 1:
         raise UsageError("--count and --workers: expected at least 1")
     log = RunLog(args.out, quiet=args.json)
     log.event("begin", command="synthesize", family=args.family, count=args.count, seed=args.seed)
