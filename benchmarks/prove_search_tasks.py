@@ -1,7 +1,7 @@
 """Search questions over Debian's packages: an exhaustive oracle answers every one, single queries hardly any.
 
 The gates refuse what the question, or the words of all its clauses, all but one, or one find at once in either index. Held out
-from them are queries of all clauses but two, and of every second word of the question. Filter rates and the split are the run's own.
+from them are queries of all clauses but two, and of every second word of the question. Filter rates and the split are this run's.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Code tasks: the gold change passes, the given state fails, and cheating patches earn nothing."""
 
 # ruff: noqa: E501 - the planted patches are whole lines of source
