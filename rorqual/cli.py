@@ -48,6 +48,8 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command. Exit status: 0, 1 (a failure, one line on standard error), 2 (wrong use)."""
+    # Read when torch is first imported: threads that wait by spinning slow a run ten times beside a busy neighbour.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
