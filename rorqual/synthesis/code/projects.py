@@ -87,13 +87,13 @@ def _texts(found: Mapping[str, bytes]) -> dict[str, str]:
 
 def _download(wish: str) -> Path:
     """The source archive of name==version by pip, kept in the cache."""
-    _, equals, version = wish.partition("==")
+    name, equals, version = wish.partition("==")
     if not equals or not version:
         raise TaskError(f"project {wish}: no such file; a package is written name==version")
     folder = cache_folder().parent / "sources" / wish
     if not list(folder.glob("*.tar.gz")):
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name]
         done = subprocess.run([*command, "-d", str(folder), wish], capture_output=True, text=True)
         if not list(folder.glob("*.tar.gz")):
             last = (done.stderr.strip().split("\n") or [""])[-1]
