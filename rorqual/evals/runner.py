@@ -127,7 +127,15 @@ def cache(directory: Path, benchmark: Benchmark, suite: Suite, config: Config, i
         "seed": config.seed,
     }
     keys = {task_id: digest({**settings, "task": task.to_json()}, 24) for task_id, task in suite.tasks.items()}
+    _clear_parts(directory / "attempts")
     return Cache(directory / "attempts", keys, config.retry_failures)
+
+
+def _clear_parts(directory: Path) -> None:
+    """Remove what writers that were killed left half written; a part's name ends in .PID.part."""
+    for part in directory.rglob(".*.part"):
+        if not Path("/proc", part.name.split(".")[-2]).exists():
+            part.unlink(missing_ok=True)
 
 
 @dataclass
