@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -79,8 +81,12 @@ def write_store(
     corpora: dict[str, dict[str, list[np.ndarray]]],
     facts: dict,
     ends: tuple[str, str] = (BOS, EOS),
+    complete: Callable[[Path], Any] = lambda directory: None,
 ) -> TokenStore:
-    """Write {corpus: {split: documents}} as a store, all or nothing: it appears under its name when it is complete."""
+    """Write {corpus: {split: documents}} as a store, all or nothing: it appears under its name when it is complete.
+
+    complete: called with the directory before it gets its name.
+    """
     directory = Path(directory)
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -98,6 +104,7 @@ def write_store(
             "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         }
         write_atomically(part / STORE_FILE, json.dumps(facts, indent=1))
+        complete(part)
         shutil.rmtree(directory, ignore_errors=True)
         os.replace(part, directory)
     except OSError as error:

@@ -11,6 +11,7 @@ from rorqual.model.config import YarnConfig
 from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.train.balance import imbalance, move_biases
 from rorqual.train.export import export, finished, open_model, with_shape
+from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -67,4 +68,4 @@ def main(config: Config, init: Path, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("extend", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
-    return export(model, place, config.compute.save_dtype)
+    return export(model, place, config.compute.save_dtype, Making("extend", config, {"init": init}))

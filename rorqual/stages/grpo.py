@@ -32,7 +32,8 @@ from rorqual.rollout.archive import Archive
 from rorqual.rollout.collect import GroupConfig, collect
 from rorqual.rollout.speaker import ChatMode
 from rorqual.rollout.trajectory import Trajectory, samples
-from rorqual.train.export import open_model
+from rorqual.train.export import open_model, publish_model
+from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Site, run_steps
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 from rorqual.train.policy_step import PolicyConfig, PolicyObjective, policy_step, prepare
@@ -93,6 +94,9 @@ class TaskPool:
 
     by_domain: Mapping[str, Sequence[str]]
     open_episode: Callable[[str], Any]
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    """Where the tasks lie, by role, for the lineage record."""
+    isolation: str = ""
 
     def domain_of(self, task_id: str) -> str:
         return next(domain for domain, ids in self.by_domain.items() if task_id in ids)
@@ -137,8 +141,8 @@ def main(config: Config, init: Path, tasks: TaskPool, site: Site) -> Path:
         return metrics
 
     run_steps("grpo", config.pace, one_step, optimizer, training_tensors(model, optimizer), site)
-    _export(model, init, final, config, site)
-    return final
+    making = Making("grpo", config, {"init": init, **tasks.sources}, {"isolation": tasks.isolation})
+    return publish_model(model, final, config.compute.save_dtype, init, making, site.world)
 
 
 async def _rollout(
@@ -220,18 +224,6 @@ def _forget_trained(rollouts: Path, step: int, pace: Pace) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _export(model: Any, init: Path, final: Path, config: Config, site: Site) -> None:
-    from rorqual.model.transformer import Transformer
-    from rorqual.model.weights import save_model
-
-    state = whole_state(model)
-    if site.world.is_main:
-        whole = Transformer(model.config)
-        whole.load_state_dict(state)
-        save_model(whole, final, config.compute.save_dtype, companions=init, overwrite=True)
-    site.world.barrier()
-
-
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
@@ -254,4 +246,4 @@ def open_store(directory: Path, isolation: str) -> TaskPool:
         task = tasks[task_id]
         return AsyncEpisode(open_episode(task, worlds.get(task.world), isolation))
 
-    return TaskPool(by_domain, opened)
+    return TaskPool(by_domain, opened, {"tasks": directory}, isolation)

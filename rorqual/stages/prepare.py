@@ -18,6 +18,7 @@ from rorqual.data.recall import sample_text
 from rorqual.data.store import STORE_FILE, TokenStore, write_store
 from rorqual.errors import UserError, require
 from rorqual.runlog import RunLog
+from rorqual.train.lineage import Making, write_record
 
 RECALL_TEXTS = 2000
 """Recall documents in the tokenizer's training text (see rorqual/data/recall.py)."""
@@ -98,7 +99,10 @@ def main(config: Config, directory: Path, log: RunLog) -> TokenStore:
     }
     facts = {"documents": {name: tally.counts for name, tally in tallies.items()}, "held_out_share": config.held_out_share}
     facts["bytes"] = {n: {s: sum(len(t.encode("utf-8", "replace")) for t in p) for s, p in ss.items()} for n, ss in texts.items()}
-    store = write_store(directory, tokenizer, corpora, facts, config.document_ends)
+    making = Making("prepare", config, {"tokenizer": config.tokenizer} if config.tokenizer else {})
+    store = write_store(
+        directory, tokenizer, corpora, facts, config.document_ends, complete=lambda part: write_record(part, making)
+    )
     log.event("prepared", **store.facts)
     return store
 

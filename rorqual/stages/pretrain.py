@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rorqual.config import to_mapping
 from rorqual.errors import require
 from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
@@ -12,6 +13,7 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.train.balance import imbalance, move_biases
 from rorqual.train.export import export, finished
+from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -59,4 +61,4 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("pretrain", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
-    return export(model, place, config.compute.save_dtype)
+    return export(model, place, config.compute.save_dtype, Making("pretrain", config, settings={"model": to_mapping(shape)}))

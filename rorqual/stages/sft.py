@@ -19,16 +19,19 @@ from rorqual.data.conversations import Conversation, batch_of, packed_rows, read
 from rorqual.errors import UserError, require
 from rorqual.model.call import AttentionMode
 from rorqual.model.transformer import Transformer
-from rorqual.model.weights import save_model
-from rorqual.parallel.apply import ComputeConfig, parallelize, whole_state
+from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.parallel.world import World
 from rorqual.runlog import write_atomically
-from rorqual.train.export import open_model
+from rorqual.train.export import open_model, save_whole
+from rorqual.train.lineage import Making, publish
 from rorqual.train.loop import Pace, Site, run_steps
 from rorqual.train.objectives import Inputs, Objective, ObjectiveConfig, count_targets
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 from rorqual.train.setup import begin, training_tensors
 from rorqual.train.step import train_step
+
+CONVERSATIONS = "conversations.jsonl"
+"""The file in a directory of training data that a stage made."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def main(config: Config, init: Path, data: Path, site: Site) -> Path:
         return metrics
 
     run_steps("sft", pace, one_step, optimizer, training_tensors(model, optimizer), site)
-    _publish(site, final)
+    _publish(site, final, Making("sft", config, {"init": init, "data": data}, ranks=site.world.size))
     return final
 
 
@@ -123,21 +126,20 @@ def held_out_loss(model: Transformer, samples: list[Conversation], config: Confi
 
 def _keep_if_best(model: Transformer, loss: float, epoch: int, init: Path, config: Config, site: Site) -> None:
     """Keep this epoch's weights if no epoch before was better on held-out conversations (the last, where there are none)."""
-    record, state = site.directory / "best.json", whole_state(model)
+    record = site.directory / "best.json"
     best = json.loads(record.read_text()) if record.exists() else None
     is_best = best is None or best["epoch"] >= epoch or math.isnan(loss) or loss <= best["loss"]
-    if is_best and site.world.is_main:
-        whole = Transformer(model.config)
-        whole.load_state_dict(state)
-        save_model(whole, site.directory / "best", config.compute.save_dtype, companions=init, overwrite=True)
-        write_atomically(record, json.dumps({"epoch": epoch, "loss": loss}))
-    site.world.barrier()
+    site.world.barrier()  # every rank has read the record before the first one changes it
+    if is_best:
+        save_whole(model, site.directory / "best", config.compute.save_dtype, init, site.world)
+        if site.world.is_main:
+            write_atomically(record, json.dumps({"epoch": epoch, "loss": loss}))
 
 
-def _publish(site: Site, final: Path) -> None:
+def _publish(site: Site, final: Path, making: Making) -> None:
     best = site.directory / "best"
     if site.world.is_main:
         if not best.is_dir():
             raise UserError(f"{best}: no epoch was finished; start the stage again")
-        best.rename(final)
+        publish(best, final, making)
     site.world.barrier()

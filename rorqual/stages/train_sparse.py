@@ -14,6 +14,7 @@ from rorqual.model.call import AttentionMode
 from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.train.balance import imbalance, move_biases
 from rorqual.train.export import export, finished, open_model
+from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -66,4 +67,4 @@ def main(config: Config, init: Path, place: Place) -> Path:
         return outcome.metrics | imbalance(outcome.loads) | stopwatch.lap(outcome.tokens)
 
     run_steps("train-sparse", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
-    return export(model, place, config.compute.save_dtype)
+    return export(model, place, config.compute.save_dtype, Making("train_sparse", config, {"init": init}))

@@ -12,6 +12,7 @@ from rorqual.errors import require
 from rorqual.model.call import AttentionMode
 from rorqual.parallel.apply import ComputeConfig, parallelize
 from rorqual.train.export import export, finished, open_model, with_indexers
+from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
@@ -68,7 +69,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
         return outcome.metrics | stopwatch.lap(outcome.tokens)
 
     run_steps("warm-indexer", config.pace, one_step, optimizer, training_tensors(model, optimizer), place)
-    return export(model, place, config.compute.save_dtype)
+    return export(model, place, config.compute.save_dtype, Making("warm_indexer", config, {"init": init}))
 
 
 def _index_shape(config: Config) -> dict[str, int]:

@@ -15,6 +15,8 @@ from rorqual.model.init import init_weights
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import load_model, save_model
 from rorqual.parallel.apply import whole_state
+from rorqual.parallel.world import World
+from rorqual.train.lineage import Making, publish
 from rorqual.train.loop import Place
 
 MODEL = "model"
@@ -67,16 +69,32 @@ def with_indexers(model: Transformer, sizes: Mapping[str, int], seed: int = 0) -
     return model if shape == model.config else with_shape(model, shape, seed)
 
 
-def export(model: Transformer, place: Place, dtype: Literal["float32", "bf16"]) -> Path:
+def export(model: Transformer, place: Place, dtype: Literal["float32", "bf16"], making: Making) -> Path:
     """Write the model and its tokenizer beside the stage's log, all or nothing; its directory. All ranks must call it."""
-    path = place.directory / MODEL
+    making = replace(making, parents={**making.parents, "data": place.store.directory})
+    return publish_model(model, place.directory / MODEL, dtype, place.store.directory, making, place.world)
+
+
+def publish_model(
+    model: Transformer, path: Path, dtype: Literal["float32", "bf16"], companions: Path, making: Making, world: World
+) -> Path:
+    """Write a stage's model with its record (rorqual/train/lineage.py) and the companions' tokenizer. All ranks must call it."""
+    part = path.with_name(f".{path.name}.made")
+    save_whole(model, part, dtype, companions, world)
+    if world.is_main:
+        publish(part, path, replace(making, ranks=world.size))
+    world.barrier()
+    return path
+
+
+def save_whole(model: Transformer, path: Path, dtype: Literal["float32", "bf16"], companions: Path, world: World) -> None:
+    """The model gathered from all ranks, as a checkpoint directory. All ranks must call it."""
     state = whole_state(model)
-    if place.world.is_main:
+    if world.is_main:
         whole = Transformer(model.config)
         whole.load_state_dict(state)
         try:
-            save_model(whole, path, dtype, companions=place.store.directory, overwrite=True)
+            save_model(whole, path, dtype, companions=companions, overwrite=True)
         except OSError as error:
             raise UserError(f"{path}: could not be written ({error}); mend it and start again: no step is lost") from None
-    place.world.barrier()
-    return path
+    world.barrier()
