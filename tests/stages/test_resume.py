@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -32,26 +33,82 @@ def weights(directory: Path, stage: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> tuple[Path, float]:
-    """A finished run, and how long it took."""
-    directory, began = tmp_path_factory.mktemp("runs") / "whole", time.monotonic()
+def uninterrupted(tmp_path_factory) -> Path:
+    """A finished run."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
     run(directory)
-    return directory, time.monotonic() - began
+    return directory
 
 
-def kill_at_random(directory: Path, kills: int, seconds: float, seed: int) -> int:
-    """Start the run, kill -9 it after a random time, again and again; then let it finish. How many kills hit it."""
-    rng, hits = random.Random(seed), 0
-    for _ in range(kills):
-        process = subprocess.Popen([*RUN, "--out", str(directory)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(rng.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            hits += 1
+# Dies once the stage has logged the step, or some file operations of the checkpoint that follows it later.
+DOOMED = """
+import os, signal, sys
+from rorqual.runlog import RunLog
+stage, step, left, metrics = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), RunLog.metrics
+doomed = False
+def die_at(count):
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+def log(self, at, **values):
+    global doomed
+    metrics(self, at, **values)
+    if (self.directory.name, at) == (stage, step):
+        doomed = True
+        die_at(left)
+def watch(event, arguments):
+    global left
+    if doomed and event in ("open", "os.rename") and ".part" in str(arguments[0]):
+        left -= 1
+        die_at(left)
+RunLog.metrics = log
+sys.addaudithook(watch)
+from rorqual.cli import main
+sys.exit(main(sys.argv[4:]))
+"""
+STEPS = {"pretrain": (8, 4), "extend": (4, 2), "warm-indexer": (4, 2), "train-sparse": (4, 2)}
+"""Of each stage of the smoke recipe: steps, and steps from one checkpoint to the next."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A death inside a stage. Moments are counted in what the run does, never in seconds: it dies on a machine of any speed."""
+
+    stage: str
+    step: int
+    operations: int
+    """File operations of the checkpoint after the step before it dies; 0: at once."""
+
+    def resumes_at(self) -> set[int]:
+        """The steps at which the next start may go on; 0 is a stage begun anew."""
+        every = STEPS[self.stage][1]
+        before = self.step // every * every
+        return {before, self.step + 1} if self.operations else {before}
+
+
+def planned(kills: int, seed: int) -> list[Kill]:
+    """So many different steps, ascending, so that each is still to come at its turn. A save has some twenty operations."""
+    rng = random.Random(seed)
+    points = [(stage, step) for stage, (steps, _) in STEPS.items() for step in range(steps)]
+    chosen = [points[i] for i in sorted(rng.sample(range(len(points)), kills))]
+    return [Kill(s, step, rng.randint(0, 12) if (step + 1) % STEPS[s][1] == 0 else 0) for s, step in chosen]
+
+
+def kill(directory: Path, plan: list[Kill]) -> dict[str, list[int]]:
+    """Start the run and let it die as planned, again and again; then let it finish. Where each stage was resumed."""
+    for each in plan:
+        doom = [sys.executable, "-c", DOOMED, each.stage, str(each.step), str(each.operations), *RUN[3:]]
+        code = subprocess.run(
+            [*doom, "--out", str(directory)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=False
+        ).returncode
+        assert code == -signal.SIGKILL, f"{each}: it was to be killed, and ended with {code}"
     run(directory)
-    return hits
+    resumed = {stage: [event["step"] for event in read_events(directory / stage, "resumed")] for stage in STAGES}
+    for stage, found in resumed.items():
+        wanted = [each.resumes_at() for each in plan if each.stage == stage]
+        assert len(found) <= len(wanted) and all(step > 0 for step in found)
+        assert len(found) >= sum(0 not in steps for steps in wanted), f"{stage}: killed at {wanted}, resumed at {found}"
+        assert set(found) <= set().union(*wanted), f"{stage}: killed at {wanted}, resumed at {found}"
+    return resumed
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
@@ -63,23 +120,20 @@ def assert_same_bits(a: Path, b: Path) -> None:
 
 
 def test_every_stage_resumes_bitwise_after_kill_9(uninterrupted, tmp_path):
-    whole, seconds = uninterrupted
-    hits = kill_at_random(tmp_path / "killed", kills=2, seconds=0.8 * seconds, seed=3)
-    assert hits, "no kill came in time"
-    assert_same_bits(whole, tmp_path / "killed")
+    plan = [Kill("pretrain", 5, 0), Kill("warm-indexer", 3, 5)]
+    assert kill(tmp_path / "killed", plan)["pretrain"] == [4]
+    assert_same_bits(uninterrupted, tmp_path / "killed")
 
 
 @pytest.mark.slow
 def test_every_stage_resumes_bitwise_after_ten_kills(uninterrupted, tmp_path):
-    whole, seconds = uninterrupted
-    hits = kill_at_random(tmp_path / "killed", kills=10, seconds=0.6 * seconds, seed=4)
-    assert hits >= 5
-    assert_same_bits(whole, tmp_path / "killed")
+    assert kill(tmp_path / "killed", planned(10, seed=3))
+    assert_same_bits(uninterrupted, tmp_path / "killed")
 
 
 def test_each_stage_goes_on_from_its_checkpoint_when_its_end_is_taken_away(uninterrupted, tmp_path):
     """The last checkpoint and the finished model of every stage are removed: each must redo its last steps to the same bits."""
-    whole, copy = uninterrupted[0], tmp_path / "copy"
+    whole, copy = uninterrupted, tmp_path / "copy"
     shutil.copytree(whole, copy)
     shutil.rmtree(copy / "model")
     for stage in STAGES:
@@ -105,7 +159,7 @@ def test_a_signal_to_stop_saves_the_step_in_hand(tmp_path):
 
 def test_another_configuration_in_the_same_directory_is_refused_by_field(uninterrupted, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(uninterrupted[0], copy)
+    shutil.copytree(uninterrupted, copy)
     command = [*RUN, "--out", str(copy), "--pretrain.optimizer.learning-rate=0.5"]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
