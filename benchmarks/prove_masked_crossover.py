@@ -1,5 +1,7 @@
 """On a CPU masked multi-head attention beats gathered sparse attention at a context of twice the selected keys and loses at
-twelve times, at three shapes: AttentionMode.masked_factor (4) lies where they are level. Both give the same result."""
+twelve times, at three shapes: AttentionMode.masked_factor (4) lies where they are level. Both give the same result.
+
+The quick form checks the results alone: which is faster is asserted where nothing else runs."""
 
 from __future__ import annotations
 
@@ -85,5 +87,5 @@ def main(quick: bool) -> dict[str, dict[str, float]]:
         for name, shape in shapes.items()
     }
     for name, ratios in figures.items():
-        assert ratios["masked_over_sparse_at_2x"] < 1 < ratios["masked_over_sparse_at_12x"], f"{name}: {ratios}"
+        assert quick or ratios["masked_over_sparse_at_2x"] < 1 < ratios["masked_over_sparse_at_12x"], f"{name}: {ratios}"
     return figures

@@ -3,6 +3,7 @@
 Bare and confined programs are timed in turn, in one run. A third timing makes a new sandbox for each run. Nothing behind
 means: no process, no mount, no temporary file, no control group, no uid in use that was not before; the 1,000 runs end in
 every way there is (exit, time-out, flood, left-over children, a command that is not there).
+Times are asserted in the full form only.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ def is_free(uid: int) -> bool:
 
 def main(quick: bool) -> dict:
     figures = timings(40 if quick else 200)
+    if not quick:
+        assert figures["confined_median_ms"] < max(MEDIAN_MS, BUSY_RATIO * figures["bare_median_ms"]), figures
     figures |= leave_nothing(60 if quick else 1000)
     return figures
 
@@ -114,7 +117,6 @@ def timings(count: int) -> dict:
         for kind, value in (("median", statistics.median(times)), ("p95", sorted(times)[int(0.95 * len(times))]))
     }
     figures["timed_runs"] = count
-    assert figures["confined_median_ms"] < max(MEDIAN_MS, BUSY_RATIO * figures["bare_median_ms"]), figures
     return figures
 
 
@@ -143,7 +145,7 @@ def leave_nothing(count: int) -> dict:
     }
     # Few time-outs, as each takes its time.
     cycle = [ended for ended in commands if ended is not Ended.TIMEOUT] * 6 + [Ended.TIMEOUT]
-    limits = Limits(timeout_s=5, output_bytes=5000)
+    limits = Limits(timeout_s=60, output_bytes=5000)
     create().close()
     before, seen = Residue.look(), {}
     for i in range(count):

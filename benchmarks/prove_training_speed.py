@@ -1,7 +1,8 @@
 """A training step here is at least as fast as transformers' deepseek_v3 of the same shape and optimiser (on a GPU: twice).
 
 Both models hold the same weights, see the same tokens and take AdamW steps from torch; losses must agree before anything is
-timed. Rounds alternate, and the figure is the ratio of the medians. Dense attention, length 1024; CPU: float32; GPU: bf16.
+timed. Rounds alternate, and the figure is the ratio of the medians, asserted in the full form only. Dense attention, length
+1024; CPU: float32; GPU: bf16.
 """
 
 from __future__ import annotations
@@ -119,5 +120,5 @@ def main(quick: bool) -> dict[str, Any]:
         "ratio": ratio,
     }
     print(figures, flush=True)
-    assert ratio >= FLOOR[device], f"{ratio:.2f} times transformers' speed, below {FLOOR[device]}"
+    assert quick or ratio >= FLOOR[device], f"{ratio:.2f} times transformers' speed, below {FLOOR[device]}"
     return figures
