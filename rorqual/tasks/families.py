@@ -34,6 +34,7 @@ FAMILIES: dict[str, str] = {
     "logic": "rorqual.tasks.textual:LOGIC",
     "programming": "rorqual.tasks.textual:PROGRAMMING",
     "writing": "rorqual.tasks.textual:WRITING",
+    "proof": "rorqual.tasks.proof_tasks:FAMILY",
 }
 """name -> "module:attribute" of its Family."""
 
