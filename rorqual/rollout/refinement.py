@@ -157,8 +157,10 @@ class Journal:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
+        has_header = False
         for line in text.splitlines():
             record = _parsed(line)
+            has_header |= record is not None and "header" in record
             if record is not None and "header" in record and record["header"] != header:
                 changed = sorted(name for name in header if record["header"].get(name) != header[name])
                 raise UserError(f"{path}: holds another search ({', '.join(changed)} differ); choose another file")
@@ -166,7 +168,7 @@ class Journal:
                 self.replies[record["name"]] = record
         if text and not text.endswith(b"\n"):
             self._append(b"\n")
-        if not text.strip():
+        if not has_header:
             self._write({"header": header})
 
     def keep(self, name: str, record: dict[str, Any]) -> None:
@@ -329,7 +331,7 @@ def _prompts(search: _Search, pool: Sequence[Candidate], number: int) -> list[tu
         messages = prover_messages(search.problem, config.words)
         return [(messages, f"r{number}/p{n}") for n in range(config.pool)]
     prompts = []
-    for place in ranked_places(pool)[: config.best]:
+    for place in ranked_places(pool, f"{config.seed}/{number}")[: config.best]:
         candidate = pool[place]
         for n in range(config.prompts_per_proof):
             chosen = choose_evaluations(candidate, n, config, f"{config.seed}/{number}/{candidate.name}")
@@ -339,13 +341,18 @@ def _prompts(search: _Search, pool: Sequence[Candidate], number: int) -> list[tu
     return prompts
 
 
-def ranked_places(pool: Sequence[Candidate]) -> list[int]:
-    """Places in the pool, best first: by mean score, then by the author's own score, then the earlier one."""
+def ranked_places(pool: Sequence[Candidate], seed: str = "") -> list[int]:
+    """Places in the pool, best first: by mean score, then by the author's own score; ties are drawn by the seed.
+
+    Ties drawn anew each round keep the search from mending the same few proofs again and again.
+    """
 
     def badness(place: int) -> tuple[bool, float, float]:
         return (not pool[place].passes, -pool[place].score, -pool[place].proof.self_score)
 
-    return sorted(range(len(pool)), key=badness)
+    places = list(range(len(pool)))
+    random.Random(seed).shuffle(places)
+    return sorted(places, key=badness)
 
 
 def choose_evaluations(candidate: Candidate, prompt: int, config: RefineConfig, seed: str) -> list[Evaluation]:
