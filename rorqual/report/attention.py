@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
-from rorqual.report.markup import Axis, Line, Plot, Section, absent, data, percent, plot, prose, table
+from rorqual.report.markup import Axis, Line, Plot, Section, absent, data, percent, plot, prose, signed, table
 from rorqual.report.reading import Run, Stage
 from rorqual.report.training import COLOURS, title_of
 
@@ -40,7 +41,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
                         ("before, dense", "the dense model before sparse training"),
                         ("same weights, dense", "the same weights with dense attention")):  # fmt: skip
         if name in losses:
-            parts.append(f"{100 * (losses['sparse']['loss'] / losses[name]['loss'] - 1):+.2f} % against {words}")
+            parts.append(f"{signed(losses['sparse']['loss'] / losses[name]['loss'] - 1)} against {words}")
     text = f"Over {found['held_out_tokens']:,} held-out tokens the sparse model’s loss is {losses['sparse']['loss']:.4f} nats: "
     text += "; ".join(parts) + f". Each token attends to at most {found['top_k']} of up to {found['length']}."
     if "control" not in losses:
@@ -55,14 +56,14 @@ def _loss_plot(found: Mapping[str, Any]) -> str:
     losses = found["loss"]
     names = [name for name in MODEL_NAMES if name in losses]
     edges = [*losses["sparse"]["edges"], found["length"]]
-    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    ranges = list(pairwise(edges))
+    middles = [(a + b) / 2 for a, b in ranges]
     lines = []
     for name in names:
         words, colour, dash = MODEL_NAMES[name]
         lines.append(Line(words, middles, losses[name]["by_position"], colour, dash, "lines+markers"))
     rows = [
-        (f"{a:,} to {b - 1:,}", *(_number(losses[name]["by_position"][i]) for name in names))
-        for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        (f"{a:,} to {b - 1:,}", *(_number(losses[name]["by_position"][i]) for name in names)) for i, (a, b) in enumerate(ranges)
     ]
     rows.append(("all", *(_number(losses[name]["loss"]) for name in names)))
     drawn = Plot(
@@ -99,16 +100,17 @@ def _needles(found: Mapping[str, Any]) -> str:
 def selection_section(run: Run) -> Section:
     body = prose(
         "For every token the indexer of each layer scores all earlier ones with a few cheap dot products, "
-        "<i>I<sub>t,s</sub> = Σ<sub>j</sub> w<sub>t,j</sub> · ReLU(q<sub>t,j</sub> · k<sub>s</sub>)</i>, and attention reads the "
-        "<i>k</i> best alone. In the paper <i>k</i> is 2,048 of up to 131,072 tokens. Choose a token below: those that it attends "
-        "to are filled. Click or tap, or walk with the arrow keys."
+        "<i>I<sub>t,s</sub> = Σ<sub>j</sub> w<sub>t,j</sub> · ReLU(q<sub>t,j</sub> · k<sub>s</sub>)</i>, and attention reads "
+        "the <i>k</i> best alone. In the paper <i>k</i> is 2,048 of up to 131,072 tokens. Choose a token below: those that it "
+        "attends to are filled. Click or tap, or walk with the arrow keys."
     )
     found = run.exhibits.get("selection")
     if not found or not found.get("texts"):
         why = "This run holds no record of a selection (exhibits/selection.json)."
         return Section("selection", "What the indexer selects", PAPER, body + absent(why))
     tabs = "".join(
-        f"<label><input type='radio' name='text' value='{i}'{' checked' if i == 0 else ''}><span>{escape(text['title'])}</span></label>"
+        f"<label><input type='radio' name='text' value='{i}'{' checked' if i == 0 else ''}>"
+        f"<span>{escape(text['title'])}</span></label>"
         for i, text in enumerate(found["texts"])
     )
     view = (
@@ -118,9 +120,9 @@ def selection_section(run: Run) -> Section:
         "<div class='tokens' id='tokens' role='listbox' aria-label='Tokens of the text; arrow keys choose one'></div>"
         "<p class='key'><span class='chosen'>chosen</span> <span class='on'>selected</span> <span class='off'>earlier, not "
         "selected</span> <span class='later'>later, out of sight</span></p>"
-        "<figure class='map'><canvas id='map' aria-hidden='true'></canvas><figcaption>The same at a glance: a row for each token, "
-        "from the first at the top; a mark for each token that it selected. The diagonal is the near past, vertical lines are "
-        "tokens that everybody reads.</figcaption></figure></div>"
+        "<figure class='map'><canvas id='map' aria-hidden='true'></canvas><figcaption>The same at a glance: a row for each "
+        "token, from the first at the top; a mark for each token that it selected. The diagonal is the near past, vertical lines "
+        "are tokens that everybody reads.</figcaption></figure></div>"
         "<noscript><p>Choosing tokens needs scripts.</p></noscript>"
     )
     return Section("selection", "What the indexer selects", PAPER, body + view + data("selection-data", found))

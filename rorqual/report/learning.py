@@ -48,8 +48,8 @@ def rl_section(run: Run) -> Section:
     body = prose(
         "Group relative policy optimisation: several attempts at one task are compared with each other, and those better than "
         "their group’s mean are made likelier. The paper keeps it stable at scale by four means: an unbiased estimate of the KL, "
-        "masking of sequences that are bad <em>and</em> off-policy, the experts that were used in sampling (<em>Keep Routing</em>), "
-        "and the truncation that was used in sampling (<em>Keep Sampling Mask</em>)."
+        "masking of sequences that are bad <em>and</em> off-policy, the experts used in sampling (<em>Keep Routing</em>), "
+        "and the truncation used there (<em>Keep Sampling Mask</em>)."
     )
     stages = [stage for stage in run.stages if stage.is_rl]
     if not stages:
@@ -103,8 +103,8 @@ def held_out_section(run: Run) -> Section:
     paper = "Sections 3 and 4.3"
     body = prose(
         "Tasks in environments that no stage was trained on, the same ones after each stage. A bar is the 95 % interval of the "
-        "share solved; where two overlap widely, the run does not show that one stage is better than the other. The paper asks the "
-        "same question of its synthesised tasks (table 5 and figure 5): does what is learnt there carry over?"
+        "share solved; where two overlap widely, the run does not show that one stage is better than the other. The paper asks "
+        "the same question of its synthesised tasks (table 5 and figure 5): does what is learnt there carry over?"
     )
     measured = [each for each in run.evaluations if each["context"] == "none"]
     if not measured:
@@ -150,8 +150,8 @@ def contexts_section(run: Run) -> Section:
     body = prose(
         "An agent’s history outgrows its window. Beyond 80 % of it, the paper tries: sum up and start again (<em>Summary</em>), "
         "drop the oldest three quarters of the tool history (<em>Discard-75%</em>), drop all of it (<em>Discard-all</em>), or no "
-        "reset at all but several attempts, of which the shortest counts (<em>Parallel-fewest-step</em>). What each strategy buys "
-        "is judged at equal steps."
+        "reset at all but several attempts, of which the shortest counts (<em>Parallel-fewest-step</em>). What each strategy "
+        "buys is judged at equal steps."
     )
     own = [each for each in run.evaluations if each["context"] != "none"]
     if own:

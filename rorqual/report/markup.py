@@ -110,10 +110,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "",
         return f"<tr>{''.join(parts)}</tr>"
 
     label = escape(re.sub(r"<[^>]+>", "", caption) or ", ".join(map(str, head)))
-    top = f"<caption>{caption}</caption>" if caption else ""
+    top = f"<p class='caption'>{caption}</p>" if caption else ""
     body = "".join(cells(row, "td") for row in rows)
     return (
-        f"<div class='scroll' tabindex='0' role='region' aria-label='Table: {label}'><table>{top}"
+        f"{top}<div class='scroll' tabindex='0' role='region' aria-label='Table: {label}'><table>"
         f"<thead>{cells(head, 'th')}</thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -165,6 +165,11 @@ def size(number: float) -> str:
         if number >= 1024**power:
             return f"{number / 1024**power:.3g} {word}"
     return f"{number:.0f} bytes"
+
+
+def signed(share: float, digits: int = 2) -> str:
+    """A change: 0.0033 -> +0.33 %."""
+    return f"{100 * share:+.{digits}f} %".replace("-", "−")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -93,7 +93,8 @@ const view = ((found) => {
     });
     box.replaceChildren(...text.pieces.map((piece, i) => {
       const span = document.createElement("span");
-      span.textContent = piece.replace(/\n/g, "⏎\n") || "·";
+      const breaks = piece.includes("\n") && !(text.pieces[i + 1] ?? "").startsWith("\n");
+      span.textContent = (piece.replace(/\n/g, "⏎") || "·") + (breaks ? "\n" : "");
       span.id = `token-${i}`;
       span.setAttribute("role", "option");
       span.tabIndex = -1;
@@ -102,6 +103,7 @@ const view = ((found) => {
     spans = [...box.children];
     chosen = Math.min(text.chosen, spans.length - 1);
     pickLayer(Object.keys(text.layers).at(-1));
+    box.scrollTop = spans[chosen].offsetTop - box.clientHeight / 2;
   }
 
   function pickLayer(name) {

@@ -77,7 +77,7 @@ def _header(run: Run) -> str:
         f"<header class='masthead'><p class='kicker'>Rorqual · run <b>{escape(run.name)}</b>{f' · {when}' if when else ''}</p>"
         "<h1>DeepSeek-V3.2, from text to agent</h1>"
         "<p class='standfirst'>One model, trained from nothing by the procedure of the DeepSeek-V3.2 report, small enough that "
-        "every step can be looked at. Each part below says what was done, where the paper tells of it, and what came out here.</p>"
+        "every step can be looked at. Each part says what was done, where the paper tells of it, and what came out here.</p>"
         f"{masthead(run)}</header>"
     )
 

@@ -18,6 +18,7 @@ from rorqual.report.markup import (
     percent,
     plot,
     prose,
+    signed,
     size,
     table,
 )
@@ -75,7 +76,7 @@ def _outcomes(run: Run) -> Iterator[tuple[str, str, str]]:
     if losses:
         reference = next(losses[name] for name in ("control", "before, dense", "same weights, dense") if name in losses)
         change = losses["sparse"]["loss"] / reference["loss"] - 1
-        yield f"{100 * change:+.2f} %", "held-out loss, sparse against dense", reference["about"]
+        yield signed(change), "held-out loss, sparse against dense", reference["about"]
     scores = [e for e in run.evaluations if e["context"] == "none" and e["score"].get("value") is not None]
     if scores:
         same = [e for e in scores if e["benchmark"] == scores[-1]["benchmark"]]

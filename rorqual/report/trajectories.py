@@ -106,7 +106,8 @@ def _call(call: Mapping[str, Any]) -> str:
         text = "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
     except (ValueError, AttributeError):
         text = str(arguments)
-    return f"<div class='turn call'><h4>calls <code>{escape(str(function.get('name', '')))}</code></h4><pre>{escape(text)}</pre></div>"
+    name = escape(str(function.get("name", "")))
+    return f"<div class='turn call'><h4>calls <code>{name}</code></h4><pre>{escape(text)}</pre></div>"
 
 
 def _instructions(text: str, tools: Sequence[Mapping[str, Any]]) -> str:
