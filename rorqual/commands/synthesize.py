@@ -16,7 +16,7 @@ from rorqual.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--family", help="general, search, code, interpreter; maths, logic, programming or writing")
+    parser.add_argument("--family", help="general, search, code, interpreter; maths, logic, programming, writing or proof")
     parser.add_argument("--mix", choices=["paper"], help="the four agent families in the paper's proportions, each in DIR/FAMILY")
     parser.add_argument("--scale", type=float, default=0.02, help="with --mix: the share of the paper's 85,267 tasks")
     parser.add_argument("--count", type=int, help="how many accepted tasks")

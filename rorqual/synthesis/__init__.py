@@ -52,6 +52,7 @@ FAMILIES: dict[str, str] = {
     "logic": "rorqual.synthesis.reasoning:LOGIC",
     "programming": "rorqual.synthesis.reasoning:PROGRAMMING",
     "writing": "rorqual.synthesis.reasoning:WRITING",
+    "proof": "rorqual.synthesis.reasoning.derivations:MAKER",
 }
 """name -> "module:attribute" of its Maker."""
 
