@@ -14,6 +14,7 @@ from rorqual.errors import UserError
 from rorqual.model import load_model
 from rorqual.serve.app import ServerConfig, make_app
 from rorqual.serve.backend import Backend, EngineBackend, UpstreamBackend
+from rorqual.serve.studio import Studio, StudioConfig, with_studio
 
 
 def engine_backend(
@@ -28,14 +29,17 @@ def engine_backend(
     return EngineBackend(service, tokenizer, name or Path(checkpoint).resolve().name)
 
 
-def serve(backend: Backend, config: ServerConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way are finished first."""
+def serve(backend: Backend, config: ServerConfig, studio: StudioConfig | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests under way are finished first. studio: also the pages at /, on the same terms."""
     import uvicorn
 
     key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
     if config.api_key_env and not key:
         raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
-    uvicorn.run(make_app(backend, config, key), host=config.host, port=config.port, log_level="warning")
+    app = make_app(backend, config, key)
+    if studio is not None:
+        app = with_studio(app, Studio(backend, config.defaults, studio), config.host, key)
+    uvicorn.run(app, host=config.host, port=config.port, log_level="warning")
 
 
 def upstream_backend(url: str, model: str, key_env: str) -> UpstreamBackend:
