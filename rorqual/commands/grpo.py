@@ -13,7 +13,8 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="a TOML file with a table [grpo]; overrides follow as --field=value")
     parser.add_argument("--init", required=True, help="the checkpoint to improve")
-    parser.add_argument("--tasks", required=True, help="a directory that rorqual synthesize made")
+    parser.add_argument("--tasks", required=True, nargs="+", help="directories that rorqual synthesize made")
+    parser.add_argument("--split", default="train", choices=("train", "all"), help="of the tasks; the rest is for evaluation")
     parser.add_argument("--out", required=True, help="the stage's directory")
     parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
     parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     try:
         log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        model = grpo.main(config, Path(args.init), grpo.open_store(Path(args.tasks), args.isolation), Site(out, world, log))
+        tasks = grpo.open_store([Path(path) for path in args.tasks], args.isolation, args.split)
+        model = grpo.main(config, Path(args.init), tasks, Site(out, world, log))
     finally:
         stop()
     if world.is_main:

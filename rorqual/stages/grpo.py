@@ -22,7 +22,7 @@ from typing import Any
 from rorqual.chat import Tokenizer
 from rorqual.engine import Engine, EngineConfig
 from rorqual.engine.service import EngineService
-from rorqual.errors import UserError, require
+from rorqual.errors import require
 from rorqual.parallel.apply import ComputeConfig, parallelize, whole_state
 from rorqual.policy import SamplingParams
 from rorqual.rewards.advantages import AdvantageConfig, group_advantages
@@ -32,6 +32,7 @@ from rorqual.rollout.archive import Archive
 from rorqual.rollout.collect import GroupConfig, collect
 from rorqual.rollout.speaker import ChatMode
 from rorqual.rollout.trajectory import Trajectory, samples
+from rorqual.stages.task_set import Split, TaskSet, open_tasks
 from rorqual.train.export import open_model, publish_model
 from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Site, run_steps
@@ -95,8 +96,8 @@ class TaskPool:
     by_domain: Mapping[str, Sequence[str]]
     open_episode: Callable[[str], Any]
     sources: Mapping[str, Path] = field(default_factory=dict)
-    """Where the tasks lie, by role, for the lineage record."""
-    isolation: str = ""
+    """Where the tasks lie, by role, and how they are opened: for the lineage record."""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def domain_of(self, task_id: str) -> str:
         return next(domain for domain, ids in self.by_domain.items() if task_id in ids)
@@ -141,7 +142,7 @@ def main(config: Config, init: Path, tasks: TaskPool, site: Site) -> Path:
         return metrics
 
     run_steps("grpo", config.pace, one_step, optimizer, training_tensors(model, optimizer), site)
-    making = Making("grpo", config, {"init": init, **tasks.sources}, {"isolation": tasks.isolation})
+    making = Making("grpo", config, {"init": init, **tasks.sources}, tasks.settings)
     return publish_model(model, final, config.compute.save_dtype, init, making, site.world)
 
 
@@ -228,22 +229,10 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
-def open_store(directory: Path, isolation: str) -> TaskPool:
-    """A directory of synthesised tasks as a pool; a task's family is its domain."""
-    from rorqual.tasks.episode import AsyncEpisode
-    from rorqual.tasks.families import open_episode
-    from rorqual.tasks.store import Store
+def open_store(directories: Path | Sequence[Path], isolation: str, split: Split = "train") -> TaskPool:
+    """The tasks of a split of one store or several as a pool; a task's family is its domain."""
+    return pool_of(open_tasks(directories, isolation, split))
 
-    store = Store(directory)
-    tasks, worlds = {task.id: task for task in store.tasks()}, store.worlds()
-    if not tasks:
-        raise UserError(f"{directory}: holds no tasks; make some with rorqual synthesize --out {directory}")
-    by_domain: dict[str, list[str]] = {}
-    for task in tasks.values():
-        by_domain.setdefault(task.family, []).append(task.id)
 
-    def opened(task_id: str) -> AsyncEpisode:
-        task = tasks[task_id]
-        return AsyncEpisode(open_episode(task, worlds.get(task.world), isolation))
-
-    return TaskPool(by_domain, opened, {"tasks": directory}, isolation)
+def pool_of(tasks: TaskSet) -> TaskPool:
+    return TaskPool(tasks.by_domain, tasks.open, tasks.sources, tasks.settings)

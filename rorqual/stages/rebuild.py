@@ -18,6 +18,7 @@ from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
 from rorqual.parallel.world import World
 from rorqual.runlog import RunLog, write_atomically
+from rorqual.stages.task_set import TaskSet, open_tasks
 from rorqual.train.lineage import GIVEN, content, lineage_of, read_lineage
 from rorqual.train.loop import Place, Site
 
@@ -128,8 +129,21 @@ def _sft(config: Any, bench: Bench) -> Path:
 def _grpo(config: Any, bench: Bench) -> Path:
     from rorqual.stages import grpo
 
-    tasks = grpo.open_store(bench.parents["tasks"], bench.settings["isolation"])
-    return grpo.main(build(grpo.Config, config, "lineage"), bench.parents["init"], tasks, bench.site())
+    return grpo.main(build(grpo.Config, config, "lineage"), bench.parents["init"], grpo.pool_of(_tasks(bench)), bench.site())
+
+
+def _cold_start(config: Any, bench: Bench) -> Path:
+    """Its data; the fine-tuning on it is a record of its own."""
+    from rorqual.stages import cold_start
+
+    return cold_start.conversations(
+        build(cold_start.Config, config, "lineage"), bench.parents["init"], _tasks(bench), bench.site()
+    )
+
+
+def _tasks(bench: Bench) -> TaskSet:
+    stores = [path for role, path in bench.parents.items() if role.partition(" ")[0] == "tasks"]
+    return open_tasks(stores, bench.settings["isolation"], bench.settings["split"])
 
 
 STAGES: dict[str, Callable[[Any, Bench], Path]] = {
@@ -140,6 +154,7 @@ STAGES: dict[str, Callable[[Any, Bench], Path]] = {
     "train_sparse": _on_text("train_sparse"),
     "sft": _sft,
     "grpo": _grpo,
+    "cold_start": _cold_start,
 }
 
 

@@ -1,0 +1,78 @@
+"""The tasks that a stage works on: those of one store or several, of one split, each with its world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rorqual.errors import UserError
+from rorqual.tasks import AsyncEpisode, Store, Task, World, open_episode, splits
+
+Split = Literal["train", "test", "test_combination", "test_mechanism", "all"]
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Tasks by id with their worlds; a task's family is its domain. sources: where they lie, by role, for lineage."""
+
+    tasks: Mapping[str, Task]
+    worlds: Mapping[str, World]
+    isolation: str
+    split: str
+    sources: Mapping[str, Path]
+
+    @property
+    def by_domain(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for task in self.tasks.values():
+            found.setdefault(task.family, []).append(task.id)
+        return found
+
+    def of(self, domains: Sequence[str]) -> TaskSet:
+        """Those of some domains alone. Raises UserError where one has no task."""
+        there = self.by_domain
+        if missing := [name for name in domains if name not in there]:
+            raise UserError(f"no task of the split {self.split} for {', '.join(missing)}; there is {', '.join(there)}")
+        chosen = {name: task for name, task in self.tasks.items() if task.family in domains}
+        return TaskSet(chosen, self.worlds, self.isolation, self.split, self.sources)
+
+    def open(self, task_id: str) -> AsyncEpisode:
+        return AsyncEpisode(open_episode(self.tasks[task_id], self.world(task_id), self.isolation))
+
+    def world(self, task_id: str) -> World | None:
+        return self.worlds.get(self.tasks[task_id].world)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What beside the stores says which tasks these are and how they are played, for lineage."""
+        return {"isolation": self.isolation, "split": self.split}
+
+
+def open_tasks(directories: Path | Sequence[Path], isolation: str = "bwrap", split: Split = "train") -> TaskSet:
+    """The tasks of one split of all stores together. Raises UserError where there are none, or two share an id."""
+    directories = [directories] if isinstance(directories, Path) else list(directories)
+    tasks: dict[str, Task] = {}
+    worlds: dict[str, World] = {}
+    sizes: dict[str, int] = {}
+    for directory in directories:
+        store = Store(directory)
+        own, theirs = {task.id: task for task in store.tasks()}, store.worlds()
+        by_split = splits(own.values(), theirs) | {"all": list(own)}
+        sizes = {name: sizes.get(name, 0) + len(ids) for name, ids in by_split.items()} | {
+            name: size for name, size in sizes.items() if name not in by_split
+        }
+        for name in by_split.get(split, ()):
+            if name in tasks and tasks[name] != own[name]:
+                raise UserError(
+                    f"{directory}: the id {name} belongs to another task of the stores before it; make it with --seed"
+                )
+            tasks[name] = own[name]
+        worlds |= theirs
+    if not tasks:
+        found = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items())) or "nothing"
+        places = ", ".join(map(str, directories))
+        raise UserError(f"{places}: holds no tasks of the split {split} ({found}); make some with rorqual synthesize --out DIR")
+    sources = {"tasks" if len(directories) == 1 else f"tasks {n}": path for n, path in enumerate(directories)}
+    return TaskSet(tasks, worlds, isolation, split, sources)
