@@ -3,21 +3,23 @@
     rorqual evaluate --benchmark gsm8k --policy runs/tiny/model --data gsm8k/test.jsonl --limit 100 --out runs/gsm8k
     rorqual evaluate --benchmark heldout --data tasks --policy http://127.0.0.1:8000 --context discard-all --n 4 --k 4 --out run
     rorqual evaluate --benchmark gsm8k --data test.jsonl --policy program:gold --out runs/gold --compare runs/gsm8k
+    rorqual evaluate --benchmark hle --policy http://127.0.0.1:8000 --judge http://127.0.0.1:9000 --out runs/hle
 
 A run that was stopped goes on where it was when the same command is given again. --rescore judges the attempts of --out anew
 without running the policy. A policy is a checkpoint directory, an OpenAI-compatible address (key in OPENAI_API_KEY) or a program
-(program:gold, :corrupted, :silent, :endless, :failing). --benchmark list prints the benchmarks.
+(program:gold, :corrupted, :silent, :endless, :failing). --benchmark list prints the benchmarks, with licence and source.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from rorqual.errors import UsageError
+from rorqual.errors import UsageError, UserError
 
 CONTEXTS = ("none", "summary", "discard-75", "discard-all", "parallel-fewest-step")
 
@@ -47,10 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=int, help="the context's length in tokens")
     add("--trigger-share", type=float, default=0.8, help="share of the window above which a strategy acts")
     add("--concurrency", type=int, default=16, help="attempts at one time")
+    add("--judge", metavar="POLICY", help="a checkpoint or address that decides answers instead of equality (hle, browse, maths)")
+    add("--judge-model", default="", help="the judge's name at its endpoint")
+    add("--judge-template", metavar="FILE", help="instead of our own; with {question}, {gold} and {response}")
+    add("--rule", choices=("ioi", "icpc"), default="ioi", help="how a contest counts its submissions")
+    add("--submissions", type=int, default=50, help="of a contest, at most so many for each problem, the longest thinking first")
     add("--isolation", default="bwrap", help="how programs are confined: bwrap, process or oci")
     add("--program-timeout", type=float, default=10.0, metavar="S", help="wall-clock seconds of one run of a program")
     add("--model", default="", help="the model's name at an endpoint")
     add("--max-tries", type=int, default=4, help="how often an endpoint is asked before the attempt counts as failed")
+    add("--timeout", type=float, default=600.0, metavar="S", help="seconds without an answer after which an endpoint has stalled")
     add("--plain-endpoint", action="store_true", help="send no chat_template_kwargs to the endpoint")
     add("--dtype", default="float32")
     add("--device", default="cpu")
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError("--policy and --out are needed: what is measured, and where the attempts are kept")
     if max(args.k) > args.n or min(args.k) < 1:
         raise UsageError(f"--k {max(args.k)}: pass@k needs at least k attempts at each task, found --n {args.n}")
+    if args.judge and not chosen.is_judged:
+        raise UsageError(f"--judge: {chosen.name} is decided by its own scorer; a judge is for hle, browse and mathematics")
     results = asyncio.run(_evaluate(args, chosen))
     if args.compare:
         results["comparison"] = _compare(Path(args.compare), results)
@@ -84,42 +94,94 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
-    import dataclasses
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import AsyncExitStack
 
-    from rorqual.evals import runner
-    from rorqual.evals.policies import PolicyOptions, open_policy
+    # Worlds, scorers and judges wait in threads: one for each attempt under way, whatever the machine's processor count.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(args.concurrency + 4))
+    async with AsyncExitStack() as opened:
+        judge = await _judge(args, chosen, opened) if args.judge else None
+        return await _measured(args, chosen, judge)
+
+
+async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
+    from rorqual.evals.judging import TEMPLATE, Judge, read_template
+    from rorqual.evals.policies import PROGRAM, open_policy
+    from rorqual.tasks.task import digest
+
+    if args.judge.startswith(PROGRAM):
+        raise UsageError(f"--judge {args.judge}: a judge is a checkpoint directory or an http(s) address")
+    template = read_template(args.judge_template) if args.judge_template else TEMPLATE
+    how = dataclasses.replace(_policy_options(args), model=args.judge_model)
+    player = await opened.enter_async_context(open_policy(args.judge, chosen, False, how))
+    return Judge(f"{player.identity}/{digest(template, 8)}", player.summariser, asyncio.get_running_loop(), template)
+
+
+async def _measured(args: argparse.Namespace, chosen: Any, judge: Any) -> dict[str, Any]:
     from rorqual.evals.published import published_scores
     from rorqual.evals.results import Prices, curve, table
+    from rorqual.evals.results import chosen as counted
     from rorqual.runlog import RunLog, write_atomically
 
-    config, options = _config(args), _options(args)
+    config, options = _config(args), dataclasses.replace(_options(args), judge=judge)
     suite = chosen.load(chosen, options)
-    out = Path(args.out)
-    log = RunLog(out, quiet=args.quiet or args.json)
+    log = RunLog(args.out, quiet=args.quiet or args.json)
     log.begin(config)
-    how = PolicyOptions(
-        args.model, args.dtype, args.device, args.cache_tokens, args.max_tries, concurrency=args.concurrency,
-        says_thinking=not args.plain_endpoint,
-    )  # fmt: skip
-    identity = _stored_identity(out) if args.rescore else ""
-    if args.rescore:
-        store = runner.cache(out, chosen, suite, config, identity)
-        attempts = await runner.rescore(suite, runner.stored(suite, config, store), args.concurrency)
-    else:
-        async with open_policy(args.policy, chosen, config.thinks(chosen), how) as player:
-            identity = player.identity
-            store = runner.cache(out, chosen, suite, config, identity)
-            with log.progress(f"{chosen.name} {config.context}", len(suite.tasks) * config.attempts) as bar:
-                attempts = await runner.run(chosen, suite, player, config, store, lambda trajectory: bar.advance())
+    identity, attempts = await (_rescored if args.rescore else _played)(args, chosen, suite, config, judge, log)
     results = {"policy": args.policy, "identity": identity, "rescored": args.rescore, "source": chosen.source,
-               "licence": chosen.licence, "protocol": _protocol(chosen, config)}  # fmt: skip
+               "licence": chosen.licence, "judge": judge.identity if judge else None,
+               "protocol": _protocol(chosen, config)}  # fmt: skip
     results |= table(chosen, suite, attempts, config, args.k, Prices(*args.price))
     results |= {"curve": curve(attempts, config), "published": published_scores(chosen.published)}
-    write_atomically(out / "evaluation.json", json.dumps({"identity": identity, "config": dataclasses.asdict(config)}, indent=1))
-    write_atomically(out / "results.json", json.dumps(results, indent=1))
+    results["extra"] = chosen.extra(suite, counted(attempts, config), options) if chosen.extra else None
+    write_atomically(Path(args.out) / "results.json", json.dumps(results, indent=1))
     log.event("evaluated", benchmark=chosen.name, context=config.context, score=results["score"]["value"])
     log.close()
     return results
+
+
+async def _rescored(args: argparse.Namespace, chosen: Any, suite: Any, config: Any, judge: Any, log: Any) -> tuple[str, Any]:
+    from rorqual.evals import runner
+
+    identity = _stored(Path(args.out))["identity"]
+    store = runner.cache(Path(args.out), chosen, suite, config, identity)
+    return identity, await runner.rescore(suite, runner.stored(suite, config, store), args.concurrency)
+
+
+async def _played(args: argparse.Namespace, chosen: Any, suite: Any, config: Any, judge: Any, log: Any) -> tuple[str, Any]:
+    from rorqual.evals import runner
+    from rorqual.evals.policies import open_policy
+
+    out = Path(args.out)
+    async with open_policy(args.policy, chosen, config.thinks(chosen), _policy_options(args)) as player:
+        _claim(out, player.identity, judge, config)
+        store = runner.cache(out, chosen, suite, config, player.identity)
+        with log.progress(f"{chosen.name} {config.context}", len(suite.tasks) * config.attempts) as bar:
+            return player.identity, await runner.run(chosen, suite, player, config, store, lambda trajectory: bar.advance())
+
+
+def _claim(out: Path, identity: str, judge: Any, config: Any) -> None:
+    """Say before the first attempt whose these are. Raises UserError where attempts that another judge decided stand there."""
+    from rorqual.runlog import write_atomically
+
+    now = judge.identity if judge else None
+    before = _stored(out).get("judge") if (out / "evaluation.json").exists() else now
+    if before != now:
+        raise UserError(
+            f"{out}: its attempts were decided by {before or 'equality'}, not by {now or 'equality'}; "
+            "--rescore judges them anew, or give another --out"
+        )
+    told = {"identity": identity, "judge": now, "config": dataclasses.asdict(config)}
+    write_atomically(out / "evaluation.json", json.dumps(told, indent=1))
+
+
+def _policy_options(args: argparse.Namespace) -> Any:
+    from rorqual.evals.policies import PolicyOptions
+
+    return PolicyOptions(
+        args.model, args.dtype, args.device, args.cache_tokens, args.max_tries, args.timeout, args.concurrency,
+        says_thinking=not args.plain_endpoint,
+    )  # fmt: skip
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -134,7 +196,7 @@ def _config(args: argparse.Namespace) -> Any:
 def _options(args: argparse.Namespace) -> Any:
     from rorqual.evals.benchmark import Options
 
-    names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user")
+    names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user", "rule", "submissions")
     return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
 
 
@@ -148,11 +210,11 @@ def _protocol(chosen: Any, config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stored_identity(out: Path) -> str:
+def _stored(out: Path) -> dict[str, Any]:
     path = out / "evaluation.json"
     if not path.exists():
-        raise UsageError(f"{path}: no such file; --rescore judges the attempts of an evaluation that was finished in --out")
-    return json.loads(path.read_text(encoding="utf-8"))["identity"]
+        raise UsageError(f"{path}: no such file; --rescore judges the attempts of an evaluation that was made in --out")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _compare(other: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -209,12 +271,24 @@ def _text(results: dict[str, Any]) -> str:
         if found:
             lines.append(f"{name:<18} {', '.join(f'{key} {count}' for key, count in found.items())}")
     lines.append("accounts           " + ", ".join(f"{name} {value:g}" for name, value in results["accounts"].items()))
+    if results["extra"]:
+        lines += _contest_lines(results["extra"])
     if comparison := results.get("comparison"):
         lines.append(f"against {comparison['first']}: {_rate(comparison['difference'])}, {comparison['wins']} tasks better, "
                      f"{comparison['losses']} worse, p = {comparison['p_value']:.3g}")  # fmt: skip
     if results["published"]:
         lines.append("published          " + ", ".join(f"{name} {value:g}" for name, value in results["published"].items()))
     return "\n".join(lines)
+
+
+def _contest_lines(contest: dict[str, Any]) -> list[str]:
+    total = f"{contest['points']:g} of {contest['of']:g} points, " if "points" in contest else ""
+    lines = [f"{contest['rule']:<18} {total}{contest['solved']} of {len(contest['problems'])} problems solved"]
+    for name, found in contest["problems"].items():
+        at = f", accepted at submission {found['accepted_at']}" if found["accepted_at"] else ""
+        lines.append(f"  {name:<16} {found['points']:g} of {found['of']:g}; {found['submitted']} submitted of "
+                     f"{found['attempts']} attempts{at}")  # fmt: skip
+    return lines + [f"published          {name}: {text}" for name, text in contest["published"].items()]
 
 
 def _rate(found: dict[str, Any]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rorqual.errors import UserError, require
+from rorqual.evals.judging import Judge
 from rorqual.evals.source import Defect, Hub, RowError, find, rows
+from rorqual.rollout.trajectory import Trajectory
 from rorqual.tasks import Task
 from rorqual.tasks.episode import Episode
+
+LAST_RESULT = "<the last result>"
 
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 """The paper's template for mathematics and HLE: the question, a newline, and this instruction [V3.2, 4.1]."""
@@ -44,6 +48,14 @@ class Protocol:
         return ({"role": "system", "content": self.system}, user) if self.system else (user,)
 
 
+GoldCalls = Sequence[Sequence[Any]]
+"""The calls [name, arguments] of a reference solution, in order."""
+
+
+def stored_calls(task: Task) -> GoldCalls:
+    return task.payload.get("gold_calls", ())
+
+
 @dataclass(frozen=True)
 class Suite:
     """The tasks of one benchmark, ready to be played, and what of its file is no task."""
@@ -51,6 +63,8 @@ class Suite:
     tasks: Mapping[str, Task]
     open_episode: Callable[[Task], Episode]
     defects: tuple[Defect, ...] = ()
+    gold_calls: Callable[[Task], GoldCalls] = stored_calls
+    """For the gold program, which asks once for each attempt."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,12 @@ class Options:
     """Address of the endpoint that plays the user, where a benchmark has one."""
     timeout_s: float = 10.0
     """Wall-clock seconds of one run of a submitted program."""
+    judge: Judge | None = None
+    """Decides answers in place of equality, where the benchmark allows it."""
+    rule: Literal["ioi", "icpc"] = "ioi"
+    """How a contest's submissions count."""
+    submissions: int = 50
+    """Of a contest, at most so many for each problem."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +110,17 @@ class Benchmark:
     answer_of: Callable[[str], str | None] = lambda text: text.strip() or None
     """The answer in a final message, as a text that equal answers share: what a majority counts."""
     reference: Callable[[Task], str] = lambda task: task.payload["reference"]
-    """The reference solution as a policy would write it: it must score 1."""
+    """The reference solution as a policy would write it: it must score 1. LAST_RESULT stands for what the last call gave."""
     corrupted: Callable[[Task], str] = lambda task: task.payload["corrupted"]
     """A reference solution made wrong: it must score 0."""
     published: str = ""
     """Its row in the published tables (rorqual.evals.published); empty where the paper has none."""
     notes: str = ""
     """What differs from the original."""
-    measures: Mapping[str, str] = field(default_factory=dict)
+    is_judged: bool = False
+    """A judge may decide its answers (--judge)."""
+    extra: Callable[[Suite, Mapping[str, Sequence[Trajectory]], Options], dict[str, Any]] | None = None
+    """What is reported beside the table, under its name: from the attempts that count."""
 
 
 ReadRow = Callable[[Mapping[str, Any], Protocol, Options], Task | None]

@@ -20,6 +20,7 @@ from rorqual.errors import UserError
 from rorqual.evals import mathematics
 from rorqual.evals.benchmark import Benchmark, Options, Protocol, Suite, row_suite
 from rorqual.evals.source import Defect, RowError, need, rows
+from rorqual.evals.text import Score
 from rorqual.tasks import Task
 from rorqual.tasks.episode import Opening
 from rorqual.tasks.task import digest
@@ -76,8 +77,8 @@ class BrowseEpisode:
 
     is_over = False
 
-    def __init__(self, task: Task, corpus: Corpus):
-        self.task, self.corpus = task, corpus
+    def __init__(self, task: Task, corpus: Corpus, score: Score = mathematics.score):
+        self.task, self.corpus, self.score = task, corpus, score
 
     def reset(self) -> Opening:
         return Opening(self.task.messages, self.task.tools)
@@ -104,7 +105,7 @@ class BrowseEpisode:
         return "\n".join(lines) or "no line holds it"
 
     def finish(self, text: str | None = None) -> Verdict:
-        return failed("unfinished") if text is None else mathematics.score(self.task, text)
+        return failed("unfinished") if text is None else self.score(self.task, text)
 
     def close(self) -> None:
         pass
@@ -126,12 +127,18 @@ def load(benchmark: Benchmark, options: Options) -> Suite:
         question, gold = str(need(row, "question")), str(need(row, "answer"))
         if not isinstance(row.get("id"), str):
             raise RowError("lacks the field id")
-        payload = {"gold": gold, "reference": f"\\boxed{{{gold}}}", "corrupted": "\\boxed{nobody at all}", "corpus": version}
+        payload = {"question": question, "gold": gold, "corpus": version}
+        payload |= {"reference": f"\\boxed{{{gold}}}", "corrupted": "\\boxed{nobody at all}"}
         return Task(
             row["id"], "browse", protocol.messages(question), TOOLS, payload=payload, tags={"hops": str(row.get("hops", ""))}
         )
 
-    suite = row_suite(benchmark, options, read, lambda task: BrowseEpisode(task, corpus), [root / "questions.jsonl"])  # type: ignore[arg-type]
+    score = options.judge.score if options.judge else mathematics.score
+
+    def opened(task: Task) -> BrowseEpisode:
+        return BrowseEpisode(task, corpus, score)
+
+    suite = row_suite(benchmark, options, read, opened, [root / "questions.jsonl"])  # type: ignore[arg-type]
     return Suite(suite.tasks, suite.open_episode, (*defects, *suite.defects))
 
 

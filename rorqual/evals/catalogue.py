@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rorqual.errors import UserError
-from rorqual.evals import browse, choices, mathematics, needles, programs, repositories, retail, stores
+from rorqual.evals import browse, choices, contests, mathematics, needles, programs, repositories, retail, scenarios, stores
 from rorqual.evals.benchmark import BOXED, Benchmark, Protocol
 from rorqual.evals.source import Hub
-from rorqual.tasks import Task
 
 MATHEMATICS = Protocol(BOXED)
 
@@ -15,7 +14,8 @@ def _mathematics(
     name: str, title: str, source: str, licence: str, hub: Hub | None, published: str = "", read=mathematics.read_problem
 ):
     return Benchmark(
-        name, title, source, licence, MATHEMATICS, mathematics.loader(read), hub, mathematics.answer_of, published=published
+        name, title, source, licence, MATHEMATICS, mathematics.loader(read), hub, mathematics.answer_of, published=published,
+        is_judged=True,
     )  # fmt: skip
 
 
@@ -23,12 +23,9 @@ def _choices(
     name: str, title: str, source: str, licence: str, hub: Hub, published: str, read, template: str = choices.INSTRUCTION
 ):
     return Benchmark(
-        name, title, source, licence, Protocol(template), choices.loader(read), hub, choices.answer_of, published=published
+        name, title, source, licence, Protocol(template), choices.loader(read), hub, choices.answer_of, published=published,
+        is_judged=name == "hle",
     )  # fmt: skip
-
-
-def _no_reference(task: Task) -> str:
-    raise UserError(f"{task.id}: this benchmark has no reference solution to play; its tasks are proved by rorqual validate")
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -84,8 +81,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "contest", "A contest with subtasks (IOI), or with one each (ICPC)", "your files: see docs/evaluation.md", "yours",
-            Protocol(programs.SOLVE), programs.loader(programs.read_contest, programs.score_contest),
-            answer_of=lambda text: None, notes="one submission; ioi_score and icpc_score add several up",
+            Protocol(programs.SOLVE), programs.loader(contests.read_contest, contests.score_contest),
+            answer_of=lambda text: None, extra=contests.contest_table,
+            notes="score: of one attempt each; the contest's own comes from --n attempts by --rule and --submissions",
         ),
         Benchmark(
             "needles", "Needle retrieval", "made here from the seed; after Kamradt 2023", "Apache-2.0",
@@ -99,12 +97,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "browse", "BrowseComp-style questions over a local corpus", "your files (docs/evaluation.md); after Wei et al. 2025",
             "yours", Protocol(browse.TEMPLATE, max_turns=512), browse.load, answer_of=mathematics.answer_of,
-            published="BrowseComp", notes="a local corpus in place of the web, so that no score compares with the paper's",
+            published="BrowseComp", is_judged=True,
+            notes="a local corpus in place of the web, so that no score compares with the paper's",
         ),
         Benchmark(
             "tau2_retail", "tau2-bench, retail", "Barres et al. 2025, github.com/sierra-research/tau2-bench", "MIT",
             Protocol(max_turns=100), retail.load, published="tau2-bench",
             notes="published: the mean of three categories (retail 81.1); the tools are our own; --user plays the user",
+        ),
+        Benchmark(
+            "bfcl_multi_turn", "Berkeley Function-Calling Leaderboard, multi-turn",
+            "Patil et al. 2025 (version 3), github.com/ShishirPatil/gorilla", "Apache-2.0", Protocol(max_turns=160),
+            scenarios.load, answer_of=lambda text: None,
+            notes="judged by state and responses after each turn, as the original; functions that come late come as text",
         ),
         Benchmark(
             "repositories", "SWE-bench-style directories", "your files (docs/evaluation.md); after Jimenez et al. 2023", "yours",
@@ -113,7 +118,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "heldout", "The held-out split of a store of synthesised tasks", "rorqual synthesize; --data names the store",
-            "that of the store's sources", Protocol(max_turns=64), stores.load, reference=_no_reference, corrupted=_no_reference,
+            "that of the store's sources", Protocol(max_turns=64), stores.load,
+            reference=stores.reference, corrupted=lambda task: "Answer: none of these",
         ),
     )
 }  # fmt: skip

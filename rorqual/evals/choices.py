@@ -84,12 +84,18 @@ def read_hle(row: Mapping[str, Any], protocol: Protocol, options: Options) -> Ta
     if gold not in letters:
         raise RowError(f"its answer {gold!r} is no letter of its choices {letters}")
     wrong = letters[(letters.index(gold) + 1) % len(letters)]
-    payload = {"gold": gold, "letters": letters, "reference": f"\\boxed{{{gold}}}", "corrupted": f"\\boxed{{{wrong}}}"}
+    payload = {
+        "question": question,
+        "gold": gold,
+        "letters": letters,
+        "reference": f"\\boxed{{{gold}}}",
+        "corrupted": f"\\boxed{{{wrong}}}",
+    }
     return Task(identity, "text", protocol.messages(question), payload=payload)
 
 
 def loader(read: Any) -> Any:
     def load(benchmark: Benchmark, options: Options) -> Suite:
-        return row_suite(benchmark, options, read, text_opener(score))
+        return row_suite(benchmark, options, read, text_opener(options.judge.score if options.judge else score))
 
     return load

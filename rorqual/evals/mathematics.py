@@ -32,7 +32,7 @@ def answer_of(text: str) -> str | None:
 
 
 def question_task(identity: str, question: str, gold: str, reference: str, protocol: Protocol, **tags: str) -> Task:
-    payload = {"gold": gold, "reference": reference, "corrupted": f"\\boxed{{{corrupt(gold)}}}"}
+    payload = {"question": question, "gold": gold, "reference": reference, "corrupted": f"\\boxed{{{corrupt(gold)}}}"}
     return Task(identity, "text", protocol.messages(question), payload=payload, tags=tags)
 
 
@@ -59,8 +59,8 @@ def read_problem(row: Mapping[str, Any], protocol: Protocol, options: Options) -
             raise RowError("its solution has no boxed answer")
     else:
         gold = str(need(row, "answer", "Short Answer", "final_answer"))
-    if is_prose(gold):
-        raise RowError("its answer mixes sentences and formulas, which needs a judge: symbolic equality can't decide it")
+    if is_prose(gold) and options.judge is None:
+        raise RowError("its answer mixes sentences and formulas, which needs --judge: symbolic equality can't decide it")
     identity = str(row.get("unique_id") or row.get("Problem ID") or row.get("problem_idx") or row.get("id") or row["_where"])
     tags = {name.lower(): str(row[name]) for name in ("Category", "subject", "level") if row.get(name)}
     reference = str(row.get("solution") or "") if final_answer(str(row.get("solution") or "")) else f"\\boxed{{{bare(gold)}}}"
@@ -79,6 +79,6 @@ def bare(gold: str) -> str:
 
 def loader(read: ReadRow) -> Any:
     def load(benchmark: Benchmark, options: Options) -> Suite:
-        return row_suite(benchmark, options, read, text_opener(score))
+        return row_suite(benchmark, options, read, text_opener(options.judge.score if options.judge else score))
 
     return load

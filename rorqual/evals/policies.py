@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.errors import UserError
-from rorqual.evals.benchmark import Benchmark
+from rorqual.evals.benchmark import LAST_RESULT, Benchmark, GoldCalls, Suite, stored_calls
 from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams, StopReason
 from rorqual.rollout.agent import speaker_of
 from rorqual.rollout.endpoint import EndpointConfig, EndpointPolicy
@@ -95,8 +95,18 @@ Answer = Callable[[Any, Sequence[Message], SamplingParams], ChatReply]
 """(the task, the messages so far, the parameters) -> what a program says."""
 
 
-PLAYED: ContextVar[Task | None] = ContextVar("PLAYED", default=None)
-"""The task that the attempt under way is at: only programs look, since two tasks may open with the same words."""
+@dataclass
+class Played:
+    """What the attempt under way is at."""
+
+    task: Task
+    suite: Suite
+    calls: GoldCalls | None = None
+    """The reference solution's, once they were asked for."""
+
+
+PLAYED: ContextVar[Played | None] = ContextVar("PLAYED", default=None)
+"""Only programs look, since two tasks may open with the same words."""
 
 
 class Scripted:
@@ -106,7 +116,8 @@ class Scripted:
         self.answer = answer
 
     async def reply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
-        return self.answer(PLAYED.get(), messages, params)
+        played = PLAYED.get()
+        return self.answer(played and played.task, messages, params)
 
 
 def says(text: str) -> ChatReply:
@@ -122,13 +133,26 @@ def gold(benchmark: Benchmark) -> Answer:
     """The reference solution: its calls one by one where the task has them, then its text."""
 
     def answer(task: Any, messages: Sequence[Message], params: SamplingParams) -> ChatReply:
-        wanted, done = task.payload.get("gold_calls", ()), sum(message.get("role") == "tool" for message in messages)
+        said = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+        turns = task.payload.get("gold_turns")
+        wanted = turns[len(said) - 1] if turns else _gold_calls(task)
+        done = sum(message.get("role") == "tool" for message in messages[said[-1] if said else 0 :])
         if done == len(wanted):
-            return says(benchmark.reference(task))
+            text = benchmark.reference(task)
+            return says(str(messages[-1]["content"]) if text == LAST_RESULT else text)
         name, arguments = wanted[done]
         return calls(name, arguments, done)
 
     return answer
+
+
+def _gold_calls(task: Task) -> GoldCalls:
+    played = PLAYED.get()
+    if played is None:
+        return stored_calls(task)
+    if played.calls is None:
+        played.calls = played.suite.gold_calls(task)
+    return played.calls
 
 
 def failing(benchmark: Benchmark) -> Answer:

@@ -1,4 +1,4 @@
-"""Benchmarks whose answer is a program, run in the sandbox: HumanEval, LiveCodeBench's formats, contests with subtasks.
+"""Benchmarks whose answer is a program, run in the sandbox: HumanEval and LiveCodeBench's formats (contests: contests.py).
 
 The tests run in the same process as the program they test, so a program may end early with exit code 0. So a run counts only
 where it also printed a token that the tests' last line prints, drawn anew for every run. (A program that sets out to read its
@@ -14,7 +14,7 @@ import json
 import pickle
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,57 +231,6 @@ def _only_text(data: bytes) -> str:
     if not isinstance(found, str):
         raise RowError("its packed test cases are no text")
     return found
-
-
-# --- contests
-
-
-def contest_score(results: Sequence[Sequence[bool]], points: Sequence[float]) -> float:
-    """IOI: of one submission, the points of the subtasks all of whose cases pass."""
-    return sum(value for passed_cases, value in zip(results, points, strict=True) if all(passed_cases))
-
-
-def ioi_score(submissions: Sequence[Sequence[Sequence[bool]]], points: Sequence[float]) -> float:
-    """IOI: of several submissions, the sum over subtasks of the best: submissions x subtasks x cases."""
-    solved = [any(all(submission[i]) for submission in submissions) for i in range(len(points))]
-    return sum(value for value, is_solved in zip(points, solved, strict=True) if is_solved)
-
-
-def icpc_score(problems: Mapping[str, Sequence[bool]]) -> tuple[int, dict[str, int]]:
-    """ICPC: problems solved, and for each solved one the number of its accepted submission (from 1), as the paper's table 4."""
-    accepted = {name: list(made).index(True) + 1 for name, made in problems.items() if any(made)}
-    return len(accepted), accepted
-
-
-def score_contest(task: Task, text: str, options: Options) -> Verdict:
-    """One submission: passed with all points; the share of points is the score, and each subtask is a measure."""
-    code = code_block(text)
-    if code is None or not code.strip():
-        return failed("no_program")
-    subtasks = task.payload["subtasks"]
-
-    def judge(sandbox: Sandbox) -> Verdict:
-        results = [
-            [not passes(sandbox, code, Case(*pair), "", options.timeout_s) for pair in subtask["cases"]] for subtask in subtasks
-        ]
-        points = [float(subtask["points"]) for subtask in subtasks]
-        total, measures = contest_score(results, points), {}
-        for number, (found, value) in enumerate(zip(results, points, strict=True), 1):
-            measures[f"subtask_{number}"] = value if all(found) else 0.0
-        measures["points"] = total
-        return passed(measures) if all(map(all, results)) else failed("points_lost", score=total / sum(points), measures=measures)
-
-    return in_sandbox(options, judge)
-
-
-def read_contest(row: Mapping[str, Any], protocol: Protocol, options: Options) -> Task:
-    """A problem as {id, statement, subtasks: [{points, cases: [[input, output]]}]}; ICPC: one subtask of one point."""
-    subtasks = need(row, "subtasks")
-    for number, subtask in enumerate(subtasks, 1):
-        if not isinstance(subtask, dict) or not subtask.get("cases") or float(subtask.get("points") or 0) <= 0:
-            raise RowError(f"its subtask {number} lacks points or cases")
-    payload = {"subtasks": subtasks, "reference": str(row.get("reference") or ""), "corrupted": "```python\npass\n```"}
-    return Task(str(need(row, "id")), "text", protocol.messages(str(need(row, "statement"))), payload=payload)
 
 
 def loader(read: Any, score: Callable[[Task, str, Options], Verdict]) -> Any:

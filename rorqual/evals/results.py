@@ -163,6 +163,7 @@ def accounts(attempts: Attempts, prices: Prices) -> dict[str, float]:
         "prompt_tokens": prompt,
         "sampled_tokens": sampled,
         "summary_tokens": summaries,
+        "judge_tokens": sum(each.verdict.measures.get("judge_tokens", 0.0) for each in flat if each.verdict),
         "resets": sum(turn.is_reset for turn in turns),
         "tool_calls": len(calls),
         "tool_failures": sum(bool(call.failure) for call in calls),

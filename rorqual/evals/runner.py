@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from rorqual.errors import require
 from rorqual.evals.benchmark import Benchmark, Suite
-from rorqual.evals.policies import PLAYED, Player
+from rorqual.evals.policies import PLAYED, Played, Player
 from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams
 from rorqual.rollout.agent import AgentConfig, Strategy, turn_seed
 from rorqual.rollout.archive import Archive
@@ -166,7 +166,7 @@ async def run(
     """Play what is not there yet; every attempt of every task, in order, as the disk holds it."""
 
     def opened(task_id: str) -> AsyncEpisode:
-        PLAYED.set(suite.tasks[task_id])
+        PLAYED.set(Played(suite.tasks[task_id], suite))
         return AsyncEpisode(suite.open_episode(suite.tasks[task_id]))
 
     await collect(
@@ -210,6 +210,8 @@ async def _replayed(suite: Suite, trajectory: Trajectory) -> Verdict | None:
                 answer = await episode.call(seen.name, call["function"].get("arguments") or "{}")
                 if not seen.failure and answer != seen.content:
                     return invalid(f"played again, {seen.name} answers otherwise than it did")
+            if not turn.message.get("tool_calls"):
+                await episode.follow_up(turn.message.get("content") or "")
         text = trajectory.turns[-1].message.get("content") if trajectory.turns and trajectory.end is End.ANSWERED else None
         return await episode.finish(text)
     except Exception as error:

@@ -114,10 +114,15 @@ def _text(file: Path) -> str:
 
 
 def _json_rows(text: str, file: Path) -> Iterator[Any]:
+    """A list of rows, one row, or (some data sets name them so) a row a line."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: no JSON ({error})") from None
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines or not isinstance(_json_or_reason(lines[0]), dict):
+            raise UserError(f"{file}: no JSON ({error})") from None
+        yield from map(_json_or_reason, lines)
+        return
     yield from value if isinstance(value, list) else [value]
 
 

@@ -208,8 +208,20 @@ async def _take(game: _Play, spoken: Spoken) -> tuple[End | None, tuple[Observat
         return End.MALFORMED, ()
     calls = spoken.message.get("tool_calls") or ()
     if not calls:
-        return End.ANSWERED, ()
+        return await _heard(game, spoken.message.get("content") or ""), ()
     return await _play_calls(game, calls)
+
+
+async def _heard(game: _Play, text: str) -> End | None:
+    """A message without calls ends the attempt, unless the episode is a dialogue whose user says more."""
+    follow_up = getattr(game.episode, "follow_up", None)
+    said = await follow_up(text) if follow_up is not None else None
+    if said is None:
+        return End.ANSWERED
+    message = {"role": "user", "content": said}
+    game.shown.append(message)
+    game.said.append(message)
+    return None
 
 
 async def _play_calls(game: _Play, calls: Sequence[Mapping[str, Any]]) -> tuple[End | None, tuple[Observation, ...]]:

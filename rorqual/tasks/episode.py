@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rorqual.tasks.session import ToolCall, WorldSession, as_answer
 from rorqual.tasks.task import Task, World
@@ -57,6 +57,15 @@ class Episode(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Dialogue(Protocol):
+    """What an episode has beside the rest where its user goes on after a message without calls."""
+
+    def follow_up(self, text: str) -> str | None:
+        """The user's next message; None where the user has nothing more to say, and the attempt has ended."""
+        ...
+
+
 class AsyncEpisode:
     """An episode for an event loop: each operation runs in a worker thread, one at a time."""
 
@@ -80,6 +89,9 @@ class AsyncEpisode:
 
     async def finish(self, text: str | None = None) -> Verdict:
         return await self._run(self.episode.finish, text)
+
+    async def follow_up(self, text: str) -> str | None:
+        return await self._run(self.episode.follow_up, text) if isinstance(self.episode, Dialogue) else None
 
     async def close(self) -> None:
         await self._run(self.episode.close)

@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from rorqual.errors import UserError
-from rorqual.evals import browse, choices, mathematics, needles, programs
+from rorqual.evals import browse, choices, contests, mathematics, needles, programs
 from rorqual.evals.benchmark import Options
 from rorqual.evals.catalogue import BENCHMARKS, benchmark
 from rorqual.evals.published import FIGURE_6, MODELS, TABLE_2, TABLE_3, TABLE_3_MODELS, TABLE_4, published_scores
@@ -57,7 +57,7 @@ def test_a_sample_of_humaneval_references_score_one_and_corrupted_ones_zero(shar
 
 def test_imo_answers_equal_themselves_and_answers_in_prose_are_left_out_by_name(shared_data):
     suite = assert_reference_passes_and_corrupted_fails("imo_answerbench", str(shared_data / "imo_answerbench"), every=11)
-    assert len(suite.tasks) + len(suite.defects) == 200 and all("needs a judge" in defect.what for defect in suite.defects)
+    assert len(suite.tasks) + len(suite.defects) == 200 and all("needs --judge" in defect.what for defect in suite.defects)
 
 
 @pytest.mark.parametrize("name", ["needles", "ruler"])
@@ -230,14 +230,19 @@ def test_contests_score_by_subtask(tmp_path):
     task = suite.tasks["p"]
     assert judged(suite, task, DOUBLE).passed and len(suite.defects) == 1
     half = judged(suite, task, "```python\nn = int(input())\nprint(2 * n if n < 10 else 0)\n```")
-    assert half.score == pytest.approx(0.3) and half.measures == {"subtask_1": 30.0, "subtask_2": 0.0, "points": 30.0}
+    assert half.score == pytest.approx(0.3) and half.measures == {
+        "samples_passed": 1.0,
+        "subtask_1": 30.0,
+        "subtask_2": 0.0,
+        "points": 30.0,
+    }
 
 
 def test_ioi_takes_the_best_of_each_subtask_and_icpc_counts_submissions():
     first, second = [[True, True], [False], [True, False]], [[True, False], [True], [False, True]]
-    assert programs.contest_score(first, (10, 30, 60)) == 10
-    assert programs.ioi_score([first, second], (10, 30, 60)) == 40, "subtask 3 is passed by none whole"
-    solved, tries = programs.icpc_score({"A": [False, False, True], "B": [False], "C": [True], "D": []})
+    assert contests.contest_score(first, (10, 30, 60)) == 10
+    assert contests.ioi_score([first, second], (10, 30, 60)) == 40, "subtask 3 is passed by none whole"
+    solved, tries = contests.icpc_score({"A": [False, False, True], "B": [False], "C": [True], "D": []})
     assert (solved, tries) == (2, {"A": 3, "C": 1})
 
 
