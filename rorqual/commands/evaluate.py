@@ -118,7 +118,7 @@ async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
 
 
 async def _measured(args: argparse.Namespace, chosen: Any, judge: Any) -> dict[str, Any]:
-    from rorqual.evals.published import published_scores
+    from rorqual.evals.published import published_costs, published_curves, published_scores
     from rorqual.evals.results import Prices, curve, table
     from rorqual.evals.results import chosen as counted
     from rorqual.runlog import RunLog, write_atomically
@@ -132,7 +132,9 @@ async def _measured(args: argparse.Namespace, chosen: Any, judge: Any) -> dict[s
                "licence": chosen.licence, "judge": judge.identity if judge else None,
                "protocol": _protocol(chosen, config)}  # fmt: skip
     results |= table(chosen, suite, attempts, config, args.k, Prices(*args.price))
-    results |= {"curve": curve(attempts, config), "published": published_scores(chosen.published)}
+    results |= {"curve": curve(attempts, config), "published": published_scores(chosen.published),
+                "published_costs": published_costs(chosen.published),
+                "published_curves": published_curves(chosen.published)}  # fmt: skip
     results["extra"] = chosen.extra(suite, counted(attempts, config), options) if chosen.extra else None
     write_atomically(Path(args.out) / "results.json", json.dumps(results, indent=1))
     log.event("evaluated", benchmark=chosen.name, context=config.context, score=results["score"]["value"])

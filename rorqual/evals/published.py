@@ -111,3 +111,14 @@ FIGURE_6: dict[str, tuple[tuple[float, float], ...]] = {
 def published_scores(row: str) -> dict[str, float]:
     """A row of table 2 by model, without the models that the paper gives no score for; empty for an unknown row."""
     return {model: score for model, score in zip(MODELS, TABLE_2.get(row, ()), strict=False) if score is not None}
+
+
+def published_costs(row: str) -> dict[str, tuple[float, float]]:
+    """A row of table 3 by model: score, and thousands of output tokens; empty for a row that it lacks."""
+    costs = zip(TABLE_3_MODELS, TABLE_3.get(row, ()), strict=False)
+    return {model: (cost.score, cost.kilotokens) for model, cost in costs if cost is not None}
+
+
+def published_curves(row: str) -> dict[str, list[tuple[float, float]]]:
+    """Figure 6 by strategy, where the row is BrowseComp's."""
+    return {strategy: list(points) for strategy, points in FIGURE_6.items()} if row == "BrowseComp" else {}

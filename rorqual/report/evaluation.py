@@ -25,11 +25,13 @@ def evaluation_page(runs: Sequence[Mapping[str, Any]]) -> str:
         "<h2>Score against steps</h2>",
         "<p>Real steps, resets included; under parallel-fewest-step the steps of all runs. Bars: Wilson 95 %.</p>",
         _plot(steps_figure(runs)),
+        *_figure_6(runs[0]),
         "<h2>How attempts ended</h2>",
         _plot(ends_figure(runs)),
         *map(_warnings, runs),
         "<h2>Accounts</h2>",
         _accounts(runs),
+        *(_contest(run) for run in runs if run.get("extra")),
         _published(runs),
     ]
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
@@ -61,6 +63,32 @@ def steps_figure(runs: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
+def _figure_6(run: Mapping[str, Any]) -> list[str]:
+    """The paper's own points beside, with axes of their own: another model, another corpus, other lengths."""
+    if not run.get("published_curves"):
+        return []
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for context, points in run["published_curves"].items():
+        steps, scores = zip(*points, strict=True)
+        line = {"color": COLOURS[CONTEXTS.index(context)], "dash": "dot"}
+        figure.add_trace(Scatter(x=steps, y=scores, name=f"{context} (published)", mode="lines+markers", line=line))
+    figure.update_layout(xaxis_title="mean real steps", yaxis_title="score, %", template="simple_white", height=380)
+    return ["<h3>The paper's figure 6: DeepSeek-V3.2 on BrowseComp, read from the image</h3>", _plot(figure)]
+
+
+def _contest(run: Mapping[str, Any]) -> str:
+    contest = run["extra"]
+    rows = [
+        (name, f"{found['points']:g} of {found['of']:g}", found["attempts"], found["submitted"], found["accepted_at"] or "")
+        for name, found in contest["problems"].items()
+    ]
+    rows += [(f"published: {name}", text, "", "", "") for name, text in contest["published"].items()]
+    head = ("problem", "points", "attempts", "submitted", "accepted at")
+    return f"<h2>The contest, by the rule of {escape(contest['rule'].upper())}</h2>{_table(head, rows)}"
+
+
 def ends_figure(runs: Sequence[Mapping[str, Any]]) -> Any:
     """A stacked bar of outcomes for each evaluation."""
     from plotly.graph_objects import Bar, Figure
@@ -81,7 +109,8 @@ def _protocol(run: Mapping[str, Any]) -> str:
     protocol = run["protocol"]
     facts = ", ".join(f"{name} {value}" for name, value in protocol.items() if name != "template" and value not in ("", None))
     template = f"<pre>{escape(protocol['template'])}</pre>"
-    return f"<p>Source: {escape(run['source'])}; licence {escape(run['licence'])}. {escape(facts)}.</p>{template}"
+    judge = f" Answers decided by the judge {escape(run['judge'])}." if run.get("judge") else ""
+    return f"<p>Source: {escape(run['source'])}; licence {escape(run['licence'])}. {escape(facts)}.{judge}</p>{template}"
 
 
 def _scores(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -117,9 +146,17 @@ def _published(runs: Sequence[Mapping[str, Any]]) -> str:
     scores = runs[0]["published"]
     if not scores:
         return ""
-    measured = [(f"measured here: {run['policy']}, {run['context']}", _rate(run["score"])) for run in runs]
-    rows = [*measured, *((f"published: {name}", f"{score:g}") for name, score in scores.items())]
-    return "<h2>Beside the published table</h2>" + _table(("policy", "score"), rows)
+    measured = [(f"measured here: {run['policy']}, {run['context']}", _rate(run["score"]), _thousands(run)) for run in runs]
+    costs = runs[0].get("published_costs") or {}
+    both = {name: score for name, (score, _) in costs.items()} | scores
+    published = [(f"published: {name}", f"{both[name]:g}", f"{costs[name][1]:g}" if name in costs else "") for name in both]
+    return "<h2>Beside the published tables</h2>" + _table(("policy", "score", "thousand output tokens"), [*measured, *published])
+
+
+def _thousands(run: Mapping[str, Any]) -> str:
+    """Sampled tokens of one attempt, in thousands."""
+    accounts = run["accounts"]
+    return f"{accounts['sampled_tokens'] / accounts['attempts'] / 1000:.3g}" if accounts["attempts"] else ""
 
 
 def _rate(found: Mapping[str, Any]) -> str:
