@@ -3,6 +3,7 @@
 rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model
 rorqual run tiny --out runs/mine --pretrain.pace.steps=2000
 torchrun --nproc-per-node 8 -m rorqual run small  the same stages, sharded
+rorqual run mismatch-lab                          which mismatch breaks GRPO, and what mends it: a table and a page
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import argparse
 import json
 
 TAKES_OVERRIDES = True
+LAB = "mismatch-lab"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a TOML file, or the name of a shipped recipe (tiny, smoke, small, paper)")
+    parser.add_argument(
+        "recipe", help="a TOML file, or the name of a shipped recipe (tiny, smoke, small, paper), or mismatch-lab"
+    )
     parser.add_argument("--out", help="the run's directory; default runs/RECIPE")
     parser.add_argument("--plan", action="store_true", help="print memory, layout, time and cost of each stage; run nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress on the console")
@@ -28,6 +32,8 @@ def run(args: argparse.Namespace) -> int | None:
     from rorqual.stages import run as stage
     from rorqual.stages.recipe import load_recipe, run_directory
 
+    if args.recipe == LAB:
+        return _mismatch_lab(args)
     recipe = load_recipe(args.recipe, args.overrides)
     if args.plan:
         from rorqual.train.plan import plan, render
@@ -52,3 +58,18 @@ def run(args: argparse.Namespace) -> int | None:
     for event in samples:
         print(f"{event['prompt']}|{event['text']}")
     print(f"checkpoint: {model}")
+
+
+def _mismatch_lab(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rorqual.config import load
+    from rorqual.stages import mismatch_lab
+
+    directory = Path(args.out or f"runs/{LAB}")
+    table = mismatch_lab.main(load(mismatch_lab.Config, None, args.overrides), directory, args.quiet)
+    if args.json:
+        print(json.dumps({"page": str(directory / "mismatch.html"), "rows": table["rows"]}))
+        return
+    print(mismatch_lab.as_text(table))
+    print(f"page: {directory / 'mismatch.html'}")

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rorqual.errors import require
+from rorqual.model.call import AttentionMode
 from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
 from rorqual.train.grpo import KlEstimator, Reduction, grpo_loss
@@ -44,6 +45,9 @@ class PolicyConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     index_weight: float = 1.0
     """Of the restricted indexer loss; 0 freezes the indexers."""
+    attention: AttentionMode = field(default_factory=AttentionMode)
+    """How the trainer attends. The default computes as the engine does; expanded is faster for short sequences, and equal up
+    to rounding."""
     limits: BatchLimits = field(default_factory=BatchLimits)
 
     def __post_init__(self) -> None:
@@ -71,7 +75,7 @@ class PolicyObjective(nn.Module):
 
     def forward(self, batch: SampleBatch) -> Scored:
         wants_index = self.config.index_weight > 0 and self.model.config.has_indexer and torch.is_grad_enabled()
-        return score(self.model, batch, index_loss="restricted" if wants_index else "none")
+        return score(self.model, batch, "restricted" if wants_index else "none", self.config.attention)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def prepare(items: Sequence[Item], config: PolicyConfig, reference: Transformer 
         logprobs = None
         if reference is not None:
             with torch.no_grad():
-                logprobs = score(reference, batch).logprobs
+                logprobs = score(reference, batch, mode=config.attention).logprobs
         prepared.append(Prepared(batch, logprobs))
     return prepared
 
