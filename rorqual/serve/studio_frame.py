@@ -18,6 +18,7 @@ body { font-family: system-ui, sans-serif; line-height: 1.5; }
 .frame { width: 100%; max-width: 84rem; margin: 0 auto; }
 .panels { background: none; } .panels > .q-panel > .q-tab-panel, .panels .q-tab-panel { padding: 1rem; overflow: visible; }
 .panels, .panels > .q-panel { overflow: visible; }
+.panels .nicegui-tab-panel { align-items: stretch; }
 .top { background: #0b4a5a; color: #fff; display: flex; flex-wrap: wrap; align-items: center; gap: .25rem 1rem;
   padding: .4rem 1rem; }
 .top .name { margin: 0; }
