@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int | None:
         results["comparison"] = _compare(Path(args.compare), results)
     if args.page:
         _write_page(args)
-    print(json.dumps(results) if args.json else _text(results))
+    print(json.dumps(results) if args.json else f"{_text(results)}\nkept in            {args.out}{_page(args)}")
 
 
 async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _text(results: dict[str, Any]) -> str:
         f"{results['benchmark']}  {results['policy']}  context {results['context']}",
         f"score              {_rate(score)} over {results['tasks']} tasks, {results['samples']} attempts each",
         f"passed attempts    {attempts['passed']} of {attempts['of']} scored ({_rate(attempts)})",
-        *(f"pass@{k:<14} {_rate(found)} over {found['tasks']} tasks" for k, found in results["pass_at_k"].items()),
+        *(f"pass@{k:<13} {_rate(found)} over {found['tasks']} tasks" for k, found in results["pass_at_k"].items()),
     ]
     if results["samples"] > 1:
         lines.append(f"majority           {_rate(results['majority'])}")
@@ -272,7 +272,8 @@ def _text(results: dict[str, Any]) -> str:
     for name, found in results["outcomes"].items():
         if found:
             lines.append(f"{name:<18} {', '.join(f'{key} {count}' for key, count in found.items())}")
-    lines.append("accounts           " + ", ".join(f"{name} {value:g}" for name, value in results["accounts"].items()))
+    spent = {name: value for name, value in results["accounts"].items() if value}
+    lines.append("accounts           " + ", ".join(f"{name} {_amount(value)}" for name, value in spent.items()))
     if results["extra"]:
         lines += _contest_lines(results["extra"])
     if comparison := results.get("comparison"):
@@ -281,6 +282,14 @@ def _text(results: dict[str, Any]) -> str:
     if results["published"]:
         lines.append("published          " + ", ".join(f"{name} {value:g}" for name, value in results["published"].items()))
     return "\n".join(lines)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def _page(args: argparse.Namespace) -> str:
+    return f"; the page is {Path(args.out) / 'index.html'}" if args.page else ""
 
 
 def _contest_lines(contest: dict[str, Any]) -> list[str]:

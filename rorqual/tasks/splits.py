@@ -2,6 +2,8 @@
 
 Three kinds of held-out tasks, from near to far: worlds with another fingerprint (`test`), worlds that join two mechanisms whose
 combination training never shows (`test_combination`), worlds with a mechanism that training never shows (`test_mechanism`).
+
+A world that is material (a corpus, data files) is shared by many tasks and has no structure to hold out: there the tasks are split.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from itertools import combinations
 
 from rorqual.errors import require
 from rorqual.tasks.task import Task, World
+
+MATERIAL = frozenset({"search", "interpreter"})
+"""Families whose worlds are material."""
 
 TRAIN, TEST, TEST_COMBINATION, TEST_MECHANISM = "train", "test", "test_combination", "test_mechanism"
 
@@ -49,10 +54,11 @@ def split_of(world: World, config: SplitConfig | None = None) -> str:
 
 
 def splits(tasks: Iterable[Task], worlds: Mapping[str, World], config: SplitConfig | None = None) -> dict[str, list[str]]:
-    """split -> ids of tasks. A task without a world is split by its own key."""
+    """split -> ids of tasks. A task without a world, or whose world is material, is split by its own key."""
     found: dict[str, list[str]] = {}
     for task in tasks:
-        world = worlds.get(task.world) or World(task.key, task.family, {})
+        world = None if task.family in MATERIAL else worlds.get(task.world)
+        world = world or World(task.key, task.family, {})
         found.setdefault(split_of(world, config), []).append(task.id)
     return found
 

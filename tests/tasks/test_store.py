@@ -122,3 +122,12 @@ def test_every_task_is_in_exactly_one_split() -> None:
     tasks = [task(id=f"t{i}", world=f"w{i % 7}") for i in range(30)]
     found = splits(tasks, {f"w{i}": world for i, world in enumerate(structures(5))})
     assert sorted(name for names in found.values() for name in names) == sorted(made.id for made in tasks)
+
+
+def test_tasks_over_shared_material_are_held_out_one_by_one() -> None:
+    world = World("w", "search", {}, "corpus", ("debian",))
+    found = splits(
+        [task(id=f"t{i}", family="search", world="w", messages=({"role": "user", "content": str(i)},)) for i in range(200)],
+        {"w": world},
+    )
+    assert set(found) == {"train", "test"} and 5 <= len(found["test"]) <= 40
