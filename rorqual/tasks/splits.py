@@ -3,7 +3,7 @@
 Three kinds of held-out tasks, from near to far: worlds with another fingerprint (`test`), worlds that join two mechanisms whose
 combination training never shows (`test_combination`), worlds with a mechanism that training never shows (`test_mechanism`).
 
-A world that is material (a corpus, data files) is shared by many tasks and has no structure to hold out: there the tasks are split.
+A world that is material (a corpus, data files) is shared by many tasks and has no structure to hold out: there tasks are split.
 """
 
 from __future__ import annotations
