@@ -123,7 +123,7 @@ class ChatPage:
     # --- an answer as it comes
 
     async def _answer(self, text: str) -> None:
-        settings = Settings(self.thinking.value, float(self.temperature.value or 0), int(self.max_tokens.value or 1))
+        settings = Settings(bool(self.thinking.value), float(self.temperature.value or 0), int(self.max_tokens.value or 1))
         self.greeting.set_visibility(False)
         self._set_busy(True)
         with self.log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ class Conversation:
     workbench: Workbench = field(default_factory=NoTools)
     messages: list[Message] = field(default_factory=list)
 
-    async def answer(self, text: str, settings: Settings) -> AsyncIterator[Delta | Result | Said]:
+    async def answer(self, text: str, settings: Settings) -> AsyncGenerator[Delta | Result | Said, None]:
         """Ask, and give what comes: deltas, the end of each message, results of calls. An answer that breaks leaves no trace.
 
         Raises Refusal and ChatError for what can't be asked.
@@ -133,7 +133,7 @@ class Conversation:
             if not is_whole:
                 self.messages = before
 
-    async def _speak(self, settings: Settings) -> AsyncIterator[Delta | Said]:
+    async def _speak(self, settings: Settings) -> AsyncGenerator[Delta | Said, None]:
         request = ChatRequest(
             messages=self.messages, tools=self.workbench.definitions, thinking=settings.thinking, temperature=settings.temperature
         )

@@ -41,7 +41,7 @@ class EnvironmentPage:
 
     async def find(self) -> None:
         try:
-            self.found = await run.io_bound(self.studio.library.search, self.search.value or "")
+            self.found = await run.io_bound(self.studio.library.search, self.search.value or "") or []
         except (UserError, OSError) as error:
             self.count.set_text(str(error))
             for element in (self.search, self.pages, self.hint):

@@ -13,6 +13,7 @@ DARK_COOKIE = "rorqual_dark"
 STYLE = """
 :root { --line: rgb(128 128 128 / .3); --quiet: #5b6770; --paper: #fff; --accent: #0a6c82; --mark: 10 140 170; }
 .body--dark { --quiet: #a5b1ba; --paper: #16202a; --accent: #5cc8de; --mark: 70 190 220; background: #0f161d; }
+.body--dark .text-primary:not(.bg-primary), .body--dark .q-field--focused .q-field__label { color: var(--accent) !important; }
 body { font-family: system-ui, sans-serif; line-height: 1.5; }
 .nicegui-content { padding: 0; gap: 0; align-items: stretch; }
 .frame { width: 100%; max-width: 84rem; margin: 0 auto; }
@@ -75,11 +76,13 @@ class Frame:
 def frame(model_name: str, path: str, dark: str | None) -> Frame:
     """Draw the header and the panels' container. dark: the browser's own wish, "0" or "1"; None follows the system."""
     ui.add_css(STYLE)
-    ui.colors(primary="#0a6c82")
+    ui.colors(primary="#0a6c82", positive="#1a7f37", negative="#b3261e", warning="#8a5a00")
     mode = ui.dark_mode(None if dark is None else dark == "1")
     with ui.element("header").classes("top"):
         ui.html("Rorqual", tag="h1", sanitize=False).classes("name")
-        with ui.tabs(value=path).props('inline-label no-caps dense aria-label="Pages"') as tabs:
+        with ui.tabs(value=path).props(  # type: ignore[arg-type] - a tab's name
+            'inline-label no-caps dense aria-label="Pages"'
+        ) as tabs:
             for name, (title, icon) in TABS.items():
                 ui.tab(name, title, icon)
         ui.label(model_name).classes("model grow")

@@ -64,14 +64,14 @@ class RunsPage:
 
     async def look(self) -> None:
         """Look for runs again, and read those that are chosen anew."""
-        found = await run.io_bound(find_runs, self.root)
+        found = await run.io_bound(find_runs, self.root) or []
         self.chosen.set_options(found, value=[name for name in self.chosen.value or () if name in found])
         self.said.set_text(f"{len(found)} runs under {self.root}" if found else f"There are no runs under {self.root}.")
         await self.compare()
 
     async def compare(self) -> None:
         names = list(self.chosen.value or ())
-        self._curves = {name: await run.io_bound(curves_of, Path(self.root) / name) for name in names}
+        self._curves = {name: await run.io_bound(curves_of, Path(self.root) / name) or {} for name in names}
         metrics = sorted({metric for curves in self._curves.values() for metric in curves})
         kept = self.metric.value if self.metric.value in metrics else _first_choice(metrics)
         self.metric.set_options(metrics, value=kept)
@@ -82,7 +82,7 @@ class RunsPage:
         curves = {name: found[metric] for name, found in self._curves.items() if metric in found}
         self.chart.set_visibility(bool(curves))
         self.chart.options.clear()
-        self.chart.options.update(_options(metric, curves, self.logarithmic.value))
+        self.chart.options.update(_options(metric, curves, bool(self.logarithmic.value)))
         self.chart.update()
         self.table.clear()
         if curves:
