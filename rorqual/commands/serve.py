@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-waiting", type=int, default=256, help="requests queued before 429 is answered")
     parser.add_argument("--speculative", action="store_true", help="draft with the MTP layer; nothing but the speed changes")
     parser.add_argument("--record-selection", action="store_true", help="keep selected indices, for clients that ask for them")
+    parser.add_argument(
+        "--weights-from-disk", action="store_true", help="let clients load other weights from this disk (for a trainer)"
+    )
     parser.add_argument("--no-thinking", action="store_true", help="requests that do not say get no reasoning")
     parser.add_argument("--api-key-env", default="", help="environment variable that holds the bearer key clients must send")
     parser.add_argument("--no-studio", action="store_true", help="the API alone, no pages at /")
@@ -40,7 +43,10 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.serve.main import engine_backend, serve
     from rorqual.serve.studio import StudioConfig
 
-    config = ServerConfig(args.host, args.port, args.api_key_env, defaults=Defaults(thinking=not args.no_thinking))
+    config = ServerConfig(
+        args.host, args.port, args.api_key_env, weights_from_disk=args.weights_from_disk,
+        defaults=Defaults(thinking=not args.no_thinking),
+    )  # fmt: skip
     engine = EngineConfig(cache_tokens=args.cache_tokens, speculative=args.speculative, record_selection=args.record_selection)
     backend = engine_backend(args.model, engine, args.dtype, args.device, args.max_waiting, args.name)
     studio = None if args.no_studio else StudioConfig(args.tasks, args.runs, args.isolation)

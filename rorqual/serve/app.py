@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from rorqual.errors import require
-from rorqual.serve import chat_api, completions_api
+from rorqual.serve import chat_api, completions_api, weights
 from rorqual.serve.backend import Backend, EngineBackend, UpstreamBackend
 from rorqual.serve.chat_api import Defaults
 from rorqual.serve.constraints import Grammars
@@ -33,6 +33,8 @@ class ServerConfig:
     api_key_env: str = ""
     """The environment variable that holds the bearer key; empty: no key is asked for."""
     max_body_bytes: int = 32 << 20
+    weights_from_disk: bool = False
+    """Let clients have the engine read other weights from a checkpoint on this machine's disk: for a trainer of its own."""
     defaults: Defaults = field(default_factory=Defaults)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,9 @@ def make_app(backend: Backend, config: ServerConfig | None = None, api_key: str 
         if body.stream:
             return await _streaming(completions_api.stream_texts(body, choices, backend))
         return await _unless_gone(request, lambda: completions_api.whole_texts(body, choices, backend))
+
+    if config.weights_from_disk and isinstance(backend, EngineBackend):
+        weights.install(app, backend.service)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

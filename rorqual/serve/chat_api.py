@@ -103,7 +103,9 @@ def _max_tokens(asked: int | None, prompt: list[int] | str, backend: Backend, de
 def _ending_the_message(params: Any, backend: Backend) -> Any:
     from dataclasses import replace
 
-    return replace(params, stop_tokens=(backend.tokenizer.eos_id,)) if isinstance(backend, EngineBackend) else params
+    if not isinstance(backend, EngineBackend):
+        return params
+    return replace(params, stop_tokens=(*params.stop_tokens, backend.tokenizer.eos_id))
 
 
 async def whole(request: ChatRequest, choices: list[ChatChoice], backend: Backend) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def open_texts(request: CompletionRequest, backend: Backend, defaults: Defaults)
             if isinstance(backend, EngineBackend):
                 from dataclasses import replace
 
-                params = replace(params, stop_tokens=(backend.tokenizer.eos_id,))
+                params = replace(params, stop_tokens=(*params.stop_tokens, backend.tokenizer.eos_id))
                 end_text = backend.tokenizer.special_tokens[backend.tokenizer.eos_id]
             choices.append(
                 TextChoice(backend.start(Job(prompt, params)), StopFilter(request.stops), end_text, request.skip_special_tokens)

@@ -42,6 +42,8 @@ class Sampling(BaseModel):
 
     # For RL clients: token ids out, and what a trainer replays.
     return_token_ids: bool = False
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = []
+    """Ids that end the completion beside the end of sentence; the id is part of the completion."""
     return_kept_tokens: bool = False
     return_routed_experts: bool = False
     return_selected_indices: bool = False
@@ -60,6 +62,7 @@ class Sampling(BaseModel):
             top_k=max(self.top_k, 0),
             min_p=self.min_p,
             seed=None if self.seed is None else (self.seed + choice * 0x9E3779B97F4A7C15) % 2**63,
+            stop_tokens=tuple(self.stop_token_ids),
             logit_bias=self.logit_bias,
             top_logprobs=top_logprobs,
             record_kept_tokens=self.return_kept_tokens,
