@@ -13,6 +13,7 @@ READS_CODE = (
     "binary_matrix", "codeio", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24",
     "simple_integration", "spiral_matrix", "string_insertion",
 )  # fmt: skip
+FULL_MARKS = 0.999
 
 
 @functools.cache
@@ -23,13 +24,24 @@ def dataset(name):
 
 
 def score(request):
-    """{"score": number} or {"problem": text}. request: dataset, entry (question, answer, metadata), answer."""
+    """{"score": number} or {"problem": text}. request: dataset, entry (question, answer, metadata), answer.
+
+    An answer that the library's scorer raises on is wrong where it reads the entry's own answer; else the scorer is at fault.
+    """
     if request["dataset"] in READS_CODE:
         return {"problem": f"the scorer of {request['dataset']} reads answers as code"}
     try:
-        return {"score": float(dataset(request["dataset"]).score_answer(request["answer"], request["entry"]))}
+        return {"score": marks(request, request["answer"])}
     except Exception as error:
-        return {"problem": f"{type(error).__name__}: {error}"[:300]}
+        problem = {"problem": f"{type(error).__name__}: {error}"[:300]}
+    try:
+        return {"score": 0.0} if marks(request, request["entry"]["answer"]) >= FULL_MARKS else problem
+    except Exception:
+        return problem
+
+
+def marks(request, answer):
+    return float(dataset(request["dataset"]).score_answer(answer, request["entry"]))
 
 
 def main():

@@ -101,3 +101,15 @@ def test_a_seed_gives_one_store_and_every_gate_holds_again(family: str, count: i
     tampered = store.tasks()[0]
     tampered.payload["check"].update({"kind": "exact", "value": "something else"})
     assert not all(g.passed for g in maker(family).regate(tampered, worlds.get(tampered.world), "bwrap"))
+
+
+def test_an_answer_that_a_scorer_can_not_read_is_wrong_and_a_broken_scorer_decides_nothing() -> None:
+    from rorqual.tasks.answer import check_answer
+    from rorqual.tasks.scorer import dataset
+
+    entry = dataset("lcm")[0]
+    check = {"kind": "reasoning_gym", "dataset": "lcm", "entry": {**entry, "answer": str(entry["answer"])}}
+    assert check_answer(check, f"Answer: {entry['answer']}", "inline").passed
+    assert str(check_answer(check, "Answer: none of these", "inline").outcome) == "failed"
+    broken = {**check, "entry": {"question": entry["question"]}}
+    assert str(check_answer(broken, "Answer: none of these", "inline").outcome) == "invalid"
