@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, nargs="+", help="directories that rorqual synthesize made")
     parser.add_argument("--split", default="train", choices=("train", "all"), help="of the tasks; the rest is for evaluation")
     parser.add_argument("--out", required=True, help="the stage's directory")
+    parser.add_argument("--domains", nargs="+", default=[], help="only tasks of these; all by default")
     parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
     parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
     parser.add_argument("--quiet", action="store_true")
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.parallel.world import ParallelConfig, start, stop
     from rorqual.runlog import RunLog
     from rorqual.stages import grpo
+    from rorqual.stages.task_set import open_tasks
     from rorqual.train.loop import Site
 
     config = load(grpo.Config, args.recipe, args.overrides, table="grpo" if args.recipe else "")
@@ -35,8 +37,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     try:
         log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        tasks = grpo.open_store([Path(path) for path in args.tasks], args.isolation, args.split)
-        model = grpo.main(config, Path(args.init), tasks, Site(out, world, log))
+        tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split)
+        pool = grpo.pool_of(tasks.of(args.domains) if args.domains else tasks)
+        model = grpo.main(config, Path(args.init), pool, Site(out, world, log))
     finally:
         stop()
     if world.is_main:

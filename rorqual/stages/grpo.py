@@ -150,7 +150,7 @@ async def _rollout(
     config: Config, step: int, engine: Engine, tokenizer: Tokenizer, tasks: TaskPool, rollouts: Path, site: Site
 ) -> list[list[Trajectory]]:
     """This rank's groups of the iteration."""
-    world, seed = site.world, _number(f"{config.seed}/{step}")
+    world, seed = site.world, number_of(f"{config.seed}/{step}")
     drawn = tasks.draw(config.prompts, config.domain_weights, f"{config.seed}/{step}/tasks")[world.rank :: world.size]
     params = SamplingParams(
         max_tokens=config.agent.max_turn_tokens, temperature=config.sampling.temperature, top_p=config.sampling.top_p,
@@ -225,7 +225,7 @@ def _forget_trained(rollouts: Path, step: int, pace: Pace) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 

@@ -1,0 +1,46 @@
+"""Make one model of the specialists: from their verified attempts (SFT), or on the student's own samples (reverse KL).
+
+rorqual distill --init runs/cold/sft/model --specialists runs/specialists --tasks tasks/maths tasks/search --out runs/distilled
+rorqual distill --init M --specialists S --tasks T --out runs/distilled --method=on_policy --on_policy.pace.steps=50
+"""
+
+from __future__ import annotations
+
+import argparse
+
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="a TOML file with a table [distill]; overrides follow as --field=value")
+    parser.add_argument("--init", required=True, help="the checkpoint that becomes the generalist")
+    parser.add_argument("--specialists", required=True, help="the directory that rorqual specialists made")
+    parser.add_argument("--tasks", required=True, nargs="+", help="directories that rorqual synthesize made")
+    parser.add_argument("--out", required=True, help="the stage's directory")
+    parser.add_argument("--split", default="train", choices=("train", "all"), help="of the tasks; the rest is for evaluation")
+    parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
+    parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
+    parser.add_argument("--quiet", action="store_true")
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rorqual.config import load
+    from rorqual.parallel.world import ParallelConfig, start, stop
+    from rorqual.runlog import RunLog
+    from rorqual.stages import distill
+    from rorqual.stages.task_set import open_tasks
+    from rorqual.train.loop import Site
+
+    config = load(distill.Config, args.recipe, args.overrides, table="distill" if args.recipe else "")
+    tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split)
+    world = start(ParallelConfig(), args.device)
+    out = Path(args.out)
+    try:
+        log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
+        model = distill.main(config, Path(args.init), Path(args.specialists), tasks, Site(out, world, log))
+    finally:
+        stop()
+    if world.is_main:
+        print(f"checkpoint: {model}")
