@@ -10,6 +10,9 @@ from rorqual.evals.benchmark import LAST_RESULT, Benchmark, GoldCalls, Options, 
 from rorqual.tasks import Store, Task, World, open_episode, splits
 from rorqual.tasks.episode import SUBMIT, Episode
 
+PIECE = 20_000
+"""Characters of a file in one command."""
+
 
 def load(benchmark: Benchmark, options: Options) -> Suite:
     """--data: the store; --split: test, test_combination, test_mechanism, train or all."""
@@ -47,7 +50,7 @@ def gold_calls(task: Task, world: World | None, isolation: str) -> GoldCalls:
     if "changes" in task.payload and world is not None:
         from rorqual.tasks.grading import gold_of
 
-        return [_written(*each) for each in gold_of(world.payload, task.payload).items()]
+        return [call for each in gold_of(world.payload, task.payload).items() for call in _written(*each)]
     return [["python", {"code": task.payload["program"]}]] if "program" in task.payload else []
 
 
@@ -61,8 +64,10 @@ def _solved(task: Task, world: World, isolation: str) -> GoldCalls:
     return calls if solved.answer is None else [*calls, [SUBMIT, {"answer": solved.answer}]]
 
 
-def _written(path: str, text: str | None) -> list[Any]:
-    """A shell command that gives a file its gold text; None takes it away."""
-    if text is None:
-        return ["bash", {"command": f"rm -f '{path}'"}]
-    return ["bash", {"command": f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > '{path}'"}]
+def _written(path: str, text: str | None) -> list[list[Any]]:
+    """Shell commands that give a file its gold text; None takes it away. Linux takes no argument above 128 KiB: so in pieces."""
+    commands = [f"rm -f '{path}'" if text is None else f": > '{path}'"]
+    for at in range(0, len(text or ""), PIECE):
+        packed = base64.b64encode((text or "")[at : at + PIECE].encode()).decode()
+        commands.append(f"echo {packed} | base64 -d >> '{path}'")
+    return [["bash", {"command": command}] for command in commands]
