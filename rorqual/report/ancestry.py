@@ -77,10 +77,10 @@ def _drawing(records: Mapping[str, Any], order: Sequence[str]) -> str:
 def _row(record: Mapping[str, Any], name: str) -> str:
     hashes = record["content"]
     kind = "weights" if "weights" in hashes else next(iter(sorted(hashes)), "")
-    parts = [f"{escape(kind)} {code(hashes[kind][:10])}" if kind else "empty"]
+    roles = ", ".join(f"{parent['role']} {parent['id'][:6]}" for parent in record["parents"])
+    parts = [code(name[:10])] + ([f"from {escape(roles)}"] if roles else [])
+    parts += [f"{escape(kind)} {code(hashes[kind][:10])}"] if kind else []
     seeds = [f"{key} {value}" for key, value in record.get("seeds", {}).items()]
     parts += [escape(", ".join(seeds))] if seeds else []
-    roles = ", ".join(f"{parent['role']} {parent['id'][:6]}" for parent in record["parents"])
-    parts += [f"from {escape(roles)}"] if roles else []
     title = "Given: made by no stage" if record["stage"] == "given" else title_of(record["stage"])
-    return f"<li style='height:{ROW}px'><b>{escape(title)}</b> {code(name[:10])}<small>{' · '.join(parts)}</small></li>"
+    return f"<li style='height:{ROW}px'><b>{escape(title)}</b><small>{' · '.join(parts)}</small></li>"

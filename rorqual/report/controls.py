@@ -44,11 +44,12 @@ def _proof(path: Path) -> str:
     rows = list(flat(figures))
     more = f"<p><em>{len(rows) - MAX_FIGURES:,} more figures in {escape(path.name)}.</em></p>" if len(rows) > MAX_FIGURES else ""
     shown = table(("figure", "value"), [(Html(escape(name)), value) for name, value in rows[:MAX_FIGURES]])
-    claim = _claim(path.stem)
-    told = f"<p>{escape(claim)}</p>" if claim else ""
+    claim, _, rest = _claim(path.stem).partition(". ")
+    title = f"<b>{escape(path.stem.replace('_', ' '))}</b> {escape(claim.rstrip('.'))}"
+    told = f"<p>{escape(rest)}</p>" if rest else ""
     return (
-        f"<details class='proof'><summary><b>{escape(path.stem.replace('_', ' '))}</b> <small>another run · "
-        f"{escape(_when(record))}</small></summary>{told}<p>{code(str(record.get('command', '')))}</p>{shown}{more}</details>"
+        f"<details class='proof'><summary>{title}<small>another run · {escape(_when(record))}</small></summary>"
+        f"{told}<p>{code(str(record.get('command', '')))}</p>{shown}{more}</details>"
     )
 
 

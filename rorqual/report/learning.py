@@ -91,7 +91,12 @@ def _stabilisers(stages: Sequence[Stage]) -> str:
         if lines:
             rows = [(line.name, *(f"{v:.4g}" for v in ends(line.y)), f"{max(line.y):.4g}") for line in lines]  # type: ignore[type-var]
             drawn = Plot(
-                f"rl-{name.rpartition('/')[2]}", f"{title} by iteration", lines, Axis("iteration"), Axis(title), height=220
+                f"rl-{name.rpartition('/')[2]}",
+                f"{title} by iteration",
+                lines,
+                Axis("iteration"),
+                Axis(title, from_zero=True),
+                height=220,
             )
             panels.append(plot(drawn, f"<b>{title}</b>: {about}.", table(("stage", "first tenth", "last tenth", "most"), rows)))
     if not panels:
