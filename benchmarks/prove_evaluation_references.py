@@ -31,6 +31,9 @@ async def measure(name: str, program: str, limit: int | None, out: Path) -> dict
 
 
 def main(quick: bool) -> dict:
+    if quick and not DATA.is_dir():
+        print(f"{DATA}: the public answers are not here, so nothing was checked")
+        return {"checked": 0}
     figures = {}
     for name in FILES:
         for program, wanted in (("gold", 1.0), ("corrupted", 0.0)):
