@@ -70,7 +70,7 @@ def _success_curves(stages: Sequence[Stage]) -> str:
         for name in stage.names("rollout/success/"):
             rows.append((title_of(stage.name), name.rpartition("/")[2], *(f"{v:.3f}" for v in ends(stage.curve(name)[1]))))
     drawn = Plot(
-        "rl", "Share of training tasks solved and mean reward by iteration", lines, Axis("iteration"),
+        "rl-success", "Share of training tasks solved and mean reward by iteration", lines, Axis("iteration"),
         Axis("share solved; mean reward"),
     )  # fmt: skip
     caption = (
