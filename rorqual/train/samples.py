@@ -32,6 +32,8 @@ class ReplayConfig:
     """The keys each query selected; the engine must have recorded them."""
     kept_tokens: bool = True
     """Keep Sampling Mask: renormalise over the kept set."""
+    temperature: bool = True
+    """Score at the temperature sampled with; False scores at 1."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def sample_batch(items: Sequence[Item], device: torch.device, replay: ReplayConf
         _padded([s.logprobs for s in samples], width, 0.0)[:, 1:].to(device),
         torch.tensor([item.advantage for item in items], dtype=torch.float32, device=device),
         torch.tensor([item.trajectory for item in items], device=device),
-        torch.tensor([s.temperature for s in samples], dtype=torch.float32, device=device),
+        torch.tensor([s.temperature if replay.temperature else 1.0 for s in samples], dtype=torch.float32, device=device),
         (kept[0].to(device), kept[1].to(device)),
         _replay(samples, width, replay, device),
         tuple(item.domain for item in items),

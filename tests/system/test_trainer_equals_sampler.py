@@ -32,9 +32,13 @@ def model() -> Transformer:
 
 @pytest.fixture(scope="module")
 def trajectories(model) -> list[Trajectory]:
+    return played(Engine(model, ENGINE))
+
+
+def played(engine: Engine) -> list[Trajectory]:
     """Six attempts of three turns with observations between, side by side in a cache too small for them: prefixes are
     found, requests are preempted and computed again, contexts reach five times top-k."""
-    engine, draw = Engine(model, ENGINE), np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     shared = draw.integers(2, 211, 30).tolist()
     contexts = [shared + draw.integers(2, 211, 5).tolist() for _ in range(6)]
     turns: list[list[Turn]] = [[] for _ in contexts]
@@ -47,15 +51,20 @@ def trajectories(model) -> list[Trajectory]:
     return [Trajectory(f"t{i}", 0, tuple(each), End.ANSWERED) for i, each in enumerate(turns)]
 
 
-def gap(model, trajectories, replay=None, engine_of=None) -> float:
+def gaps(model, trajectories, replay=None) -> torch.Tensor:
+    """|log ratio| of every sampled token."""
     items = [Item(sample, 1.0, i) for i, t in enumerate(trajectories) for sample in samples(t)]
-    worst = 0.0
+    found = []
     for part in micro_batches(items, BatchLimits(400)):
         batch = sample_batch(part, torch.device("cpu"), replay)
         with torch.no_grad():
             scored = score(model, batch)
-        worst = max(worst, float((scored.logprobs - batch.sampler_logprobs).abs().where(batch.mask, torch.tensor(0.0)).max()))
-    return worst
+        found.append((scored.logprobs - batch.sampler_logprobs)[batch.mask].abs())
+    return torch.cat(found)
+
+
+def gap(model, trajectories, replay=None) -> float:
+    return float(gaps(model, trajectories, replay).max())
 
 
 def test_with_full_replay_log_probs_agree_to_1e_5_on_long_rollouts_above_top_k(model, trajectories):
@@ -74,7 +83,7 @@ def test_every_sampled_token_is_trained_and_nothing_else(trajectories):
             assert torch.equal(batch.tokens[row, 1:][batch.mask[row]], torch.tensor(item.sample.tokens[item.sample.mask]))
 
 
-@pytest.mark.parametrize("left_out", ["routing", "selection", "kept_tokens"])
+@pytest.mark.parametrize("left_out", ["routing", "selection", "kept_tokens", "temperature"])
 def test_after_the_weights_moved_each_replay_left_out_shows_a_larger_gap(model, trajectories, left_out):
     """The sampler's decisions are those of the weights it had: with others, deciding anew takes other experts and keys."""
     moved = Transformer(CONFIG, seed=2)
