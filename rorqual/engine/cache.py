@@ -1,24 +1,35 @@
 """The paged cache: latents, rope keys and index keys of all requests in shared blocks, as the model's KeyCache.
 
 A token's slot is block * block_size + offset. In each layer a slot holds L + R elements, and C more where the layer has its
-own indexer. Rows of many requests go through the model together: selection runs over each request's own index keys, and
-attention gathers the selected slots of all of them from the shared store in one call.
+own indexer. Rows of many requests go through the model together: attention gathers the selected slots of all of them from the
+shared store in one call, and requests with a row or two in the step (those that decode) choose and attend densely in flocks of
+about equal length; only prompts are taken one by one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rorqual.errors import UserError
-from rorqual.kernels import sparse_attention
+from rorqual.kernels import select_tokens, sparse_attention
+from rorqual.kernels.own_keys import attend_own_keys, select_own_tokens
 from rorqual.model.config import ModelConfig
-from rorqual.model.keys import Keys, Reach, Segment, Segments, Split
+from rorqual.model.keys import Keys, Reach, Segment
 from rorqual.model.rows import Rows
+
+FEW_ROWS = 4
+"""A request with at most so many rows in a step (a decode has one, or two with a draft) is computed together with others."""
+FLOCK_TOKENS = 1 << 16
+"""Keys gathered at once for them."""
+MIN_FLOCK_TOKENS = 256
+"""Requests shorter than this count as equally long: telling them apart would cost more than their padding."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class PagedCache:
             torch.empty(self.num_slots, config.index_head_dim, dtype=dtype, device=device) if kind == "full" else None
             for kind in kinds
         ]
-        self._layout = _Layout([], [], torch.empty(0, dtype=torch.int64))
+        self._layout = _Layout([], block_size, device)
 
     @property
     def num_bytes(self) -> int:
@@ -56,15 +67,12 @@ class PagedCache:
 
     def plan(self, spans: Sequence[Span]) -> Tensor:
         """Lay out the next forward; returns the slot of each of its rows, int64 [N]."""
-        tables = [self.slots(span.blocks, span.end) for span in spans]
-        written = torch.cat([table[span.start :] for span, table in zip(spans, tables, strict=True)])
-        self._layout = _Layout(list(spans), tables, written)
-        return written
+        self._layout = _Layout(list(spans), self.block_size, self.device)
+        return self._layout.written
 
     def slots(self, blocks: Sequence[int], length: int) -> Tensor:
         """The slots of a request's first `length` tokens, int64 [length]."""
-        first = torch.tensor(blocks[: -(-length // self.block_size)], device=self.device) * self.block_size
-        return (first[:, None] + torch.arange(self.block_size, device=self.device)).flatten()[:length]
+        return _slots(blocks[: -(-length // self.block_size)], self.block_size, self.device)[:length]
 
     @property
     def lengths(self) -> list[int]:
@@ -85,74 +93,143 @@ class PagedCache:
         return PagedKeys(self._layout, self._kv[layer], store)
 
 
+def _slots(blocks: Sequence[int], block_size: int, device: torch.device) -> Tensor:
+    """The slots of whole blocks, int64 [len(blocks) * block_size]."""
+    first = torch.tensor(blocks, dtype=torch.int64, device=device) * block_size
+    return (first[:, None] + torch.arange(block_size, device=device)).flatten()
+
+
 class _Layout:
     """Where the rows of one forward and the keys they see lie; the same for all layers."""
 
-    def __init__(self, spans: list[Span], tables: list[Tensor], written: Tensor):
-        self.spans, self.tables, self.written = spans, tables, written
-        self.rows: list[slice] = []
-        at = 0
-        for span in spans:
-            self.rows.append(slice(at, at + span.count))
-            at += span.count
-        self.reaches = [_reach(span.start, span.end, written.device) for span in spans]
-        self.runs = [_run(span.blocks, table) for span, table in zip(spans, tables, strict=True)]
-        self._heads: dict[int, _Heads | None] = {}
-
-    @property
-    def max_len(self) -> int:
-        return max(span.end for span in self.spans)
-
-    @cached_property
-    def table(self) -> Tensor:
-        """All requests' slot tables, one after another, int64 [sum of lengths]."""
-        return torch.cat(self.tables)
-
-    @cached_property
-    def offsets(self) -> Tensor:
+    def __init__(self, spans: list[Span], block_size: int, device: torch.device):
+        self.spans, self.block_size, self.device = spans, block_size, device
+        self.max_len = max((span.end for span in spans), default=0)
+        self.firsts = [0, *itertools.accumulate(span.count for span in spans)]
+        blocks = [span.blocks[: -(-span.end // block_size)] for span in spans]
+        begins = [0, *itertools.accumulate(len(each) * block_size for each in blocks)]
+        counts = np.array([span.count for span in spans], dtype=np.int64)
+        shifts = np.array([span.start - first for span, first in zip(spans, self.firsts, strict=False)], dtype=np.int64)
+        positions = np.arange(self.firsts[-1]) + np.repeat(shifts, counts)
+        self.table = _slots(list(itertools.chain.from_iterable(blocks)), block_size, device)
+        """The slot tables of all requests, one after another, each of whole blocks."""
+        self.offsets = torch.from_numpy(np.repeat(np.array(begins[:-1], dtype=np.int64), counts)).to(device)
         """Where in `table` the request of each row begins, int64 [N]."""
-        begins = [0]
-        for table in self.tables[:-1]:
-            begins.append(begins[-1] + len(table))
-        counts = torch.tensor([span.count for span in self.spans], device=self.written.device)
-        return torch.tensor(begins, device=self.written.device).repeat_interleave(counts)
+        self.ends = torch.from_numpy(positions + 1).to(device)
+        """How many keys of its request each row sees, int64 [N]."""
+        self.written = self.table[self.offsets + self.ends - 1]
+        self._runs: dict[int, slice | None] = {}
+        self._choosers: dict[int, tuple[list[_Flock], list[_Asked]]] = {}
+        self._nears: dict[int | None, _Near | None] = {}
+
+    def rows(self, request: int) -> slice:
+        return slice(self.firsts[request], self.firsts[request + 1])
+
+    def reach(self, request: int) -> Reach:
+        return _reach(self.spans[request].start, self.spans[request].end, self.device)
+
+    @cached_property
+    def reaches(self) -> list[Reach]:
+        return [self.reach(request) for request in range(len(self.spans))]
+
+    def listed(self, topk: int) -> Tensor:
+        """Every row's first topk keys, int32 [N, topk], -1 beyond its end."""
+        keys = torch.arange(topk, device=self.device, dtype=torch.int32)
+        return torch.where(keys < self.ends[:, None], keys, -1)
 
     def gather(self, store: Tensor, request: int) -> Tensor:
         """A request's entries in order: a view where its blocks lie one after another, else a copy."""
-        run = self.runs[request]
-        return store[run] if run is not None else store[self.tables[request]]
+        span = self.spans[request]
+        if request not in self._runs:
+            self._runs[request] = _run(span.blocks, span.end, self.block_size)
+        run = self._runs[request]
+        return store[run] if run is not None else store[_slots(span.blocks, self.block_size, self.device)[: span.end]]
 
-    def heads(self, topk: int) -> _Heads | None:
-        """The rows that see at most topk keys; None where there are none, or on a GPU, where every row takes its slots."""
-        if topk not in self._heads:
-            self._heads[topk] = None if self.written.is_cuda else _Heads.of(self, topk)
-        return self._heads[topk]
+    def choosers(self, topk: int) -> tuple[list[_Flock], list[_Asked]]:
+        """Who chooses among more than topk keys: flocks of requests with few rows, and single requests."""
+        if topk not in self._choosers:
+            asked = [(request, span.count) for request, span in enumerate(self.spans) if span.end > topk]
+            self._choosers[topk] = self._parted(asked)
+        return self._choosers[topk]
+
+    def near(self, topk: int | None) -> _Near | None:
+        """The rows that see at most topk keys (None: all rows). None where there are none, or on a GPU, where every row takes
+        its slots."""
+        if topk not in self._nears:
+            counts = [span.count if topk is None else min(max(topk - span.start, 0), span.count) for span in self.spans]
+            asked = [(request, count) for request, count in enumerate(counts) if count]
+            none = not asked or (topk is not None and self.device.type == "cuda")
+            self._nears[topk] = None if none else self._near(topk, asked)
+        return self._nears[topk]
+
+    def _near(self, topk: int | None, asked: list[_Asked]) -> _Near:
+        flocks, single = self._parted(asked)
+        segments = [(request, slice(self.firsts[request], self.firsts[request] + count)) for request, count in single]
+        far = (self.ends > topk).nonzero()[:, 0] if topk is not None and self.max_len > topk else None
+        return _Near(flocks, segments, far)
+
+    def _parted(self, asked: list[_Asked]) -> tuple[list[_Flock], list[_Asked]]:
+        """First rows of some requests: in flocks where they are few and others like them are there, else request by request."""
+        single = [each for each in asked if each[1] > FEW_ROWS or self.device.type != "cpu"]
+        few = sorted((each for each in asked if each not in single), key=self._num_blocks, reverse=True)
+        flocks = []
+        while few:
+            longest = self._num_blocks(few[0])
+            most = max(1, FLOCK_TOKENS // (longest * self.block_size))
+            taken = [each for each in few[:most] if 4 * self._num_blocks(each) >= 3 * longest]
+            few = few[len(taken) :]
+            if len(taken) > 1:
+                flocks.append(self._flock(taken, longest))
+            else:
+                single += taken
+        return flocks, single
+
+    def _num_blocks(self, asked: _Asked) -> int:
+        """Blocks of keys that the last of the rows sees."""
+        request, count = asked
+        return -(-max(self.spans[request].start + count, MIN_FLOCK_TOKENS) // self.block_size)
+
+    def _flock(self, asked: list[_Asked], num_blocks: int) -> _Flock:
+        rows: list[int] = []
+        blocks: list[list[int]] = []
+        for request, count in asked:
+            held = list(self.spans[request].blocks[:num_blocks])
+            rows += range(self.firsts[request], self.firsts[request] + count)
+            blocks += [held + held[:1] * (num_blocks - len(held))] * count  # the filling is never seen
+        index = torch.tensor(rows, device=self.device)
+        return _Flock(index, torch.tensor(blocks, device=self.device), self.ends[index], self.block_size)
+
+
+_Asked = tuple[int, int]
+"""A request, and how many of its rows in this step (the first ones) are meant."""
 
 
 @dataclass(frozen=True)
-class _Heads:
-    """Rows that see at most topk keys and so attend densely; `split` parts all rows into these and the others."""
+class _Flock:
+    """Rows of several requests that see about equally many keys, computed in one product."""
 
-    split: Split
-    requests: list[int]
-    rows: list[slice]
-    """Of each such request, among the short rows alone."""
-    reaches: list[Reach]
+    rows: Tensor
+    """int64 [B]."""
+    blocks: Tensor
+    """int64 [B, blocks]: where the keys of each row lie."""
+    lengths: Tensor
+    """int64 [B]: how many of them it sees."""
+    block_size: int
 
-    @classmethod
-    def of(cls, layout: _Layout, topk: int) -> _Heads | None:
-        if all(reach.min_len > topk for reach in layout.reaches):
-            return None
-        requests, rows, reaches, at = [], [], [], 0
-        for index, span in enumerate(layout.spans):
-            count = min(max(topk - span.start, 0), span.count)
-            if count:
-                requests.append(index)
-                rows.append(slice(at, at + count))
-                reaches.append(_reach(span.start, span.start + count, layout.written.device))
-                at += count
-        split = Split.of(torch.cat([reach.ends for reach in layout.reaches]), topk)
-        return cls(split, requests, rows, reaches)
+    def gather(self, store: Tensor) -> Tensor:
+        """Each row's own keys, [B, blocks * block_size, entry]."""
+        pages = store.view(-1, self.block_size * store.shape[1])
+        found = pages.index_select(0, self.blocks.flatten())
+        return found.view(len(self.rows), -1, store.shape[1])
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Rows that attend to all keys they see, by flock and by request; and the other rows, None where there are none."""
+
+    flocks: list[_Flock]
+    segments: list[tuple[int, slice]]
+    far: Tensor | None
 
 
 def _reach(start: int, end: int, device: torch.device) -> Reach:
@@ -161,12 +238,12 @@ def _reach(start: int, end: int, device: torch.device) -> Reach:
     return Reach(torch.zeros_like(ends), ends, start + 1, end)
 
 
-def _run(blocks: Sequence[int], table: Tensor) -> slice | None:
-    """The slots of a table as one slice, if its blocks lie one after another."""
-    if not len(table) or any(block != blocks[0] + i for i, block in enumerate(blocks)):
+def _run(blocks: Sequence[int], length: int, block_size: int) -> slice | None:
+    """The slots of a request's tokens as one slice, if its blocks lie one after another."""
+    if any(block != blocks[0] + i for i, block in enumerate(blocks)):
         return None
-    begin = int(table[0])
-    return slice(begin, begin + len(table))
+    begin = blocks[0] * block_size
+    return slice(begin, begin + length)
 
 
 class PagedKeys:
@@ -179,29 +256,42 @@ class PagedKeys:
     def segments(self) -> list[Segment]:
         """Each request's keys in one piece."""
         layout = self._layout
-        return [
-            Segment(rows, reach, layout.gather(self._kv, i), None)
-            for i, (rows, reach) in enumerate(zip(layout.rows, layout.reaches, strict=True))
-        ]
+        return [Segment(layout.rows(i), reach, layout.gather(self._kv, i), None) for i, reach in enumerate(layout.reaches)]
 
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
-        if self._layout.max_len <= topk or self._index_keys is None:
+        layout, store = self._layout, self._index_keys
+        if layout.max_len <= topk or store is None:
             return None
-        return Segments([self._index_segment(i, topk) for i in range(len(self._layout.spans))]).select(query, weight, topk)
+        selected = layout.listed(topk)
+        flocks, single = layout.choosers(topk)
+        for flock in flocks:
+            rows = flock.rows
+            selected[rows] = select_own_tokens(query[rows], flock.gather(store), weight[rows], topk, flock.lengths)
+        for request, _ in single:
+            rows, reach = layout.rows(request), layout.reaches[request]
+            chosen = select_tokens(query[rows], layout.gather(store, request), weight[rows], topk, reach.starts, reach.ends)
+            assert isinstance(chosen, Tensor)
+            selected[rows] = chosen
+        return selected
 
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
-        if selected is None:
-            return Segments(self.segments).attend(q, scale, value_dim, None)
-        heads = self._layout.heads(selected.shape[1])
-        if heads is None:
-            return self._attend_slots(q, scale, value_dim, selected, self._layout.offsets)
-        long, short = heads.split.long, heads.split.short
-        near = Segments(self._head_segments(heads)).attend(q[short], scale, value_dim, None)
-        far = self._attend_slots(q[long], scale, value_dim, selected[long], self._layout.offsets[long])
-        return torch.cat([near, far])[heads.split.order]
+        layout = self._layout
+        near = layout.near(None if selected is None else selected.shape[1])
+        if near is None:
+            assert selected is not None
+            return self._attend_slots(q, scale, value_dim, selected, layout.offsets)
+        out = q.new_empty(*q.shape[:2], value_dim)
+        for flock in near.flocks:
+            out[flock.rows] = attend_own_keys(q[flock.rows], flock.gather(self._kv), scale, value_dim, flock.lengths)
+        for request, rows in near.segments:
+            out[rows] = self._attend_segment(q[rows], scale, value_dim, request)
+        if near.far is not None and selected is not None:
+            far = near.far
+            out[far] = self._attend_slots(q[far], scale, value_dim, selected[far], layout.offsets[far])
+        return out
 
     def to_positions(self, selected: Tensor | None, topk: int) -> Tensor:
-        return torch.cat([reach.listed(topk) for reach in self._layout.reaches]) if selected is None else selected
+        return self._layout.listed(topk) if selected is None else selected
 
     def replay(self, selected: Tensor | None, positions: Tensor, topk: int) -> Tensor | None:
         raise UserError("the engine samples; it replays no selection (the model's own forward does)")
@@ -211,17 +301,9 @@ class PagedKeys:
         slots = self._layout.table[offsets[:, None] + selected.clamp(min=0)]
         return sparse_attention(q, self._kv, torch.where(selected >= 0, slots, -1).int(), scale, value_dim)[0]
 
-    def _head_segments(self, heads: _Heads) -> list[Segment]:
-        """The short rows of each request, and the keys they see."""
-        return [
-            Segment(rows, reach, self._layout.gather(self._kv, request)[: reach.max_len], None)
-            for request, rows, reach in zip(heads.requests, heads.rows, heads.reaches, strict=True)
-        ]
-
-    def _index_segment(self, request: int, topk: int) -> Segment:
-        """For selection alone: kv stays where it is, only index keys are brought together (and not for short contexts)."""
-        assert self._index_keys is not None
-        layout = self._layout
-        is_short = layout.spans[request].end <= topk
-        keys = self._index_keys[:0] if is_short else layout.gather(self._index_keys, request)
-        return Segment(layout.rows[request], layout.reaches[request], self._kv[:0], keys)
+    def _attend_segment(self, q: Tensor, scale: float, value_dim: int, request: int) -> Tensor:
+        """The first rows of a request in this step, each over all keys that it sees."""
+        span = self._layout.spans[request]
+        reach = _reach(span.start, span.start + len(q), q.device)
+        keys = self._layout.gather(self._kv, request)[: reach.max_len]
+        return Segment(slice(0, len(q)), reach, keys, None).attend(q, scale, value_dim, None)

@@ -21,7 +21,7 @@ from rorqual.engine.cache import PagedCache
 from rorqual.engine.records import RecordStore
 from rorqual.engine.request import Constraint, Request
 from rorqual.engine.runner import Runner, Step
-from rorqual.engine.sampler import Sampled, sample
+from rorqual.engine.sampler import Draw, Sampled, sample_rows
 from rorqual.engine.scheduler import Scheduler, SchedulerConfig, Work
 from rorqual.errors import UserError, require
 from rorqual.model.call import AttentionMode
@@ -211,31 +211,37 @@ class Engine:
     def _sample(self, work: list[Work], step: Step) -> list[Request]:
         """Draw the next token of every request whose known tokens are all computed, and the one after where a draft was right."""
         last = [(item, row) for item, row in zip(work, step.ends, strict=True) if item.is_last]
-        rows = [row + extra for item, row in last for extra in range(1 + item.has_draft)]
-        logits = self.runner.logits(step, rows) if rows else None
-        at = 0
-        for item, _ in last:
-            assert logits is not None
-            first = self._draw(item.request, logits[at])
-            is_right = item.has_draft and first is not None and first.token == item.request.draft
-            self.scheduler.computed(item.request, item.start + item.count - (item.has_draft and not is_right))
-            item.request.drafted += item.has_draft
-            if is_right and not item.request.is_finished:
-                self._draw(item.request, logits[at + 1])
-                item.request.accepted += 1
-            at += 1 + item.has_draft
+        drawn = self._draw(step, [(item.request, row) for item, row in last])
+        right = {
+            item.request: row + 1
+            for (item, row), first in zip(last, drawn, strict=True)
+            if item.has_draft and first is not None and first.token == item.request.draft
+        }
         for item in work:
-            if not item.is_last:
-                self.scheduler.computed(item.request, item.start + item.count)
+            wrong = item.has_draft and item.request not in right
+            item.request.drafted += item.has_draft
+            self.scheduler.computed(item.request, item.start + item.count - wrong)
+        following = [(request, row) for request, row in right.items() if not request.is_finished]
+        self._draw(step, following)
+        for request, _ in following:
+            request.accepted += 1
         return [item.request for item, _ in last]
 
-    def _draw(self, request: Request, logits: Tensor) -> Sampled | None:
-        """Draw one token, append it, and say whether the request ends with it."""
-        allowed = request.constraint([s.token for s in request.sampled]) if request.constraint else None
-        drawn = sample(logits, request.params, request.seed, request.num_sampled, allowed)
-        if drawn is None:
-            request.stop_reason = StopReason.CONSTRAINT
-            return None
+    def _draw(self, step: Step, asked: list[tuple[Request, int]]) -> list[Sampled | None]:
+        """Draw one token for each request from a row of the step, append it, and say whether the request ends with it."""
+        if not asked:
+            return []
+        logits = self.runner.logits(step, [row for _, row in asked])
+        draws = [Draw(request.params, request.seed, request.num_sampled, _allowed(request)) for request, _ in asked]
+        sampled = sample_rows(logits, draws)
+        for (request, _), drawn in zip(asked, sampled, strict=True):
+            if drawn is None:
+                request.stop_reason = StopReason.CONSTRAINT
+            else:
+                self._append(request, drawn)
+        return sampled
+
+    def _append(self, request: Request, drawn: Sampled) -> None:
         request.sampled.append(drawn)
         request.tokens.append(drawn.token)
         request.versions.append(self.version)
@@ -244,7 +250,6 @@ class Engine:
             request.stop_reason = StopReason.STOP
         elif request.num_sampled >= request.params.max_tokens or len(request.tokens) >= self.max_context:
             request.stop_reason = StopReason.LENGTH
-        return drawn
 
     def _guess(self, work: list[Work], step: Step) -> None:
         """Run the MTP layer over the step's rows, now that the token after each is known; keep its guesses as drafts."""
@@ -299,6 +304,11 @@ class Engine:
         if self.config.seed is None:
             return secrets.randbits(63)
         return (self.config.seed << 32) + self._arrivals
+
+
+def _allowed(request: Request) -> Tensor | None:
+    """What the request's grammar admits next."""
+    return request.constraint([s.token for s in request.sampled]) if request.constraint else None
 
 
 def _kept(sampled: list[Sampled]) -> KeptTokens:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rorqual.engine import Engine, EngineConfig
+from rorqual.engine import Engine, EngineConfig, cache
 from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
 from rorqual.model.replay import Replay
@@ -80,6 +80,16 @@ def test_a_request_gets_the_same_bits_whatever_its_company(model, config, params
     if config.cache_tokens == 96:
         assert engine.counters.preemptions > 0
     assert engine.pool.num_held == 0
+
+
+@pytest.mark.parametrize(("shortest", "most"), [(1, 1 << 16), (1, 90), (256, 300)])
+def test_how_requests_are_flocked_changes_no_bit(model, monkeypatch, shortest, most):
+    monkeypatch.setattr(cache, "MIN_FLOCK_TOKENS", shortest)
+    monkeypatch.setattr(cache, "FLOCK_TOKENS", most)
+    asked = [prompt * n for n, prompt in enumerate(prompts(9, seed=6), 1)]
+    engine = Engine(model, EngineConfig(block_size=4, speculative=True, max_step_tokens=50))
+    for prompt, done in zip(asked, engine.generate(asked, DRAWN), strict=True):
+        same(done, alone(model, prompt, DRAWN))
 
 
 def test_a_prefix_hit_changes_nothing_but_the_work(model):

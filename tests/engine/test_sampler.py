@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.engine.sampler import distribution, draw, sample, uniform
+from rorqual.engine.philox import uniform, uniforms
+from rorqual.engine.sampler import Draw, distribution, kept_weights, sample, sample_rows
 from rorqual.policy import SamplingParams
 
 V = 37
@@ -46,16 +47,55 @@ def test_truncation_keeps_what_its_definition_keeps(seed, ties, top_k, top_p, mi
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.95, top_k=12, temperature=1.5)])
 def test_chi_square_of_100_000_draws_against_the_exact_distribution(params):
-    values = torch.tensor(logits(3))
-    exact = np.exp(distribution(values.numpy(), params))
-    counts = np.bincount(
-        [draw(np.log(exact, where=exact > 0, out=np.full(V, -np.inf)), uniform(11, i)) for i in range(100_000)], minlength=V
-    )
+    values = logits(3)
+    exact = naive(values, params)
+    kept = kept_weights(np.broadcast_to(values, (100_000, V)), [Draw(params, 11, i) for i in range(100_000)])
+    counts = np.bincount(kept.draw(uniforms([11] * 100_000, range(100_000))), minlength=V)
     assert counts[exact == 0].sum() == 0
     likely = exact > 0
     statistic = ((counts[likely] - 1e5 * exact[likely]) ** 2 / (1e5 * exact[likely])).sum()
     freedom = likely.sum() - 1
     assert statistic < freedom + 4 * np.sqrt(2 * freedom), (statistic, freedom)
+
+
+def asked(draw_seed):
+    """A mixed batch: every kind of request beside every other."""
+    g = np.random.default_rng(draw_seed)
+    for _ in range(23):
+        params = SamplingParams(
+            temperature=float(g.choice([0, 1, 0.7, 1.6])), top_k=int(g.choice([0, 0, 1, 5])),
+            top_p=float(g.choice([1, 0.95, 0.3])), min_p=float(g.choice([0, 0, 0.1])), top_logprobs=int(g.choice([0, 3])), logit_bias={4: float(g.choice([-5.0, 8.0]))},
+        )  # fmt: skip
+        allowed = torch.tensor(g.random(V) < g.choice([0.0, 0.3, 1.0]))
+        yield Draw(params, int(g.integers(2**62)), int(g.integers(1000)), allowed if g.random() < 0.5 else None)
+
+
+def test_a_row_is_the_same_bits_in_any_batch():
+    for seed in range(20):
+        draws = list(asked(seed))
+        values = torch.tensor(np.stack([logits(seed + i, ties=i % 3 == 0) for i in range(len(draws))]))
+        for row, (each, found) in enumerate(zip(draws, sample_rows(values, draws), strict=True)):
+            alone = sample(values[row], each.params, each.seed, each.position, each.allowed)
+            if found is None or alone is None:
+                assert found is alone is None and not each.allowed.any()
+                continue
+            assert (found.token, found.logprob, found.model_logprob) == (alone.token, alone.logprob, alone.model_logprob)
+            assert found.top_logprobs == alone.top_logprobs and np.array_equal(found.kept, alone.kept)
+            lone = distribution(values[row].numpy(), each.params, each.allowed)
+            assert found.logprob == lone[found.token]
+
+
+def test_logits_that_are_no_numbers_are_said():
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        sample(torch.full((V,), torch.nan), SamplingParams(), 1, 0)
+
+
+def test_noise_is_that_of_numpys_own_philox():
+    g = np.random.default_rng(0)
+    seeds = [0, 1, 2**64 - 1, 2**64 + 5, -3, *map(int, g.integers(0, 2**63, 100))]
+    positions = [0, 2**32, *map(int, g.integers(0, 10**6, 103))]
+    own = [np.random.Philox(key=s % 2**64, counter=p).random_raw() >> 11 for s, p in zip(seeds, positions, strict=True)]
+    assert uniforms(seeds, positions).tolist() == [int(x) * 2.0**-53 for x in own]
 
 
 def test_greedy_takes_the_lowest_of_tied_ids_with_certainty():
