@@ -1,6 +1,6 @@
-"""Run a whole recipe, from text to a sparse model; a killed run goes on where it was.
+"""Run a whole recipe, from text to a sparse model and its page; a killed run goes on where it was.
 
-rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model
+rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model and runs/tiny/report.html
 rorqual run tiny --out runs/mine --pretrain.pace.steps=2000
 torchrun --nproc-per-node 8 -m rorqual run small  the same stages, sharded
 rorqual run mismatch-lab                          which mismatch breaks GRPO, and what mends it: a table and a page
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int | None:
     for event in samples:
         print(f"{event['prompt']}|{event['text']}")
     print(f"checkpoint: {model}")
+    print(f"page: {directory / 'report.html'}")
 
 
 def _mismatch_lab(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from rorqual.stages.prepare import Config as PrepareConfig
 from rorqual.stages.pretrain import Config as PretrainConfig
 from rorqual.stages.train_sparse import Config as TrainSparseConfig
 from rorqual.stages.warm_indexer import Config as WarmIndexerConfig
+from rorqual.train.exhibits import ExhibitConfig
 from rorqual.train.plan import PlanConfig
 
 
@@ -38,6 +39,8 @@ class Recipe:
     plan: PlanConfig = field(default_factory=PlanConfig)
     """For `rorqual run RECIPE --plan`."""
     sample: SampleConfig = field(default_factory=SampleConfig)
+    exhibits: ExhibitConfig = field(default_factory=ExhibitConfig)
+    """What is measured of the finished model for the page."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: str | None = None
     """cpu or cuda; none takes a GPU where there is one."""

@@ -1,4 +1,5 @@
-"""A whole recipe, in the paper's order: text, dense model, longer context, warm indexers, sparse model, a sample of its text.
+"""A whole recipe, in the paper's order: text, dense model, longer context, warm indexers, sparse model, a sample of its text,
+and the page of the run (report.html).
 
 Every stage works in its own directory below the run's and is skipped when it has finished, so a killed run goes on where it was.
 """
@@ -15,9 +16,11 @@ from rorqual.errors import UserError
 from rorqual.model.cache import Cache
 from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
+from rorqual.report import page
 from rorqual.runlog import RunLog
 from rorqual.stages import extend, prepare, pretrain, train_sparse, warm_indexer
 from rorqual.stages.recipe import Recipe, SampleConfig
+from rorqual.train.exhibits import record_exhibits
 from rorqual.train.export import MODEL, open_model
 from rorqual.train.loop import Place
 
@@ -46,6 +49,8 @@ def main(recipe: Recipe, directory: Path, world: World, quiet: bool = False) -> 
     if world.is_main:
         _publish(_needed(model, "model"), directory / MODEL)
         show_samples(open_model(directory / MODEL), store, recipe.sample, log)
+        record_exhibits(directory, directory / MODEL, log, recipe.exhibits)
+        page.write(directory)
     world.barrier()
     return directory / MODEL
 
