@@ -12,6 +12,8 @@ from rorqual.report.reading import Run, Stage
 from rorqual.report.training import COLOURS, title_of
 
 PAPER = "Section 2.1, equations 1 to 4"
+LOSS_BAR, MASS_BAR = 0.01, 0.95
+"""What `rorqual adapt` holds a sparse model to as well: loss at most so much above dense, and this share of the best mass."""
 MODEL_NAMES = {
     "sparse": ("sparse", "accent", "solid"),
     "same weights, dense": ("same weights, dense attention", "third", "dot"),
@@ -44,6 +46,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
             parts.append(f"{signed(losses['sparse']['loss'] / losses[name]['loss'] - 1)} against {words}")
     text = f"Over {found['held_out_tokens']:,} held-out tokens the sparse model’s loss is {losses['sparse']['loss']:.4f} nats: "
     text += "; ".join(parts) + f". Each token attends to at most {found['top_k']} of up to {found['length']}."
+    held = all(losses["sparse"]["loss"] <= (1 + LOSS_BAR) * other["loss"] for other in losses.values())
+    text += f" The bar is {percent(LOSS_BAR, 0)} above dense: {'met' if held else 'not met'} here."
     if "control" not in losses:
         text += (
             " The model before sparse training has seen fewer tokens, so that comparison flatters; a control that went on "
@@ -140,8 +144,21 @@ def mass_section(run: Run) -> Section:
     if not measured and not curves:
         body += absent("This run trained no indexer.")
     if measured:
+        body += prose(_mass_verdict(measured))
         body += _mass_bars(measured, run.exhibits["quality"].get("random_selection", {}))
     return Section("mass", "How much attention the selection keeps", PAPER, body + curves)
+
+
+def _mass_verdict(measured: Mapping[str, Any]) -> str:
+    shares = {layer: found["captured"] / found["oracle"] for layer, found in measured.items() if found["oracle"]}
+    if not shares:
+        return "No token of the measured text sees more than it may select, so there is nothing to judge."
+    worst = min(shares, key=lambda layer: shares[layer])
+    held = "met in every layer" if shares[worst] >= MASS_BAR else "not met in every layer"
+    return (
+        f"The bar is {percent(MASS_BAR, 0)} of the best possible: {held} here; layer {int(worst) + 1} has least, "
+        f"{percent(shares[worst])}."
+    )
 
 
 def _mass_bars(measured: Mapping[str, Any], random: Mapping[str, Any]) -> str:
@@ -156,7 +173,7 @@ def _mass_bars(measured: Mapping[str, Any], random: Mapping[str, Any]) -> str:
     rows = [
         (
             name, percent(measured[layer]["captured"]), percent(measured[layer]["oracle"]),
-            percent(measured[layer]["captured"] / measured[layer]["oracle"]), percent(measured[layer]["recall"]),
+            percent(_ratio(measured[layer]["captured"], measured[layer]["oracle"])), percent(measured[layer]["recall"]),
             percent(random[layer]["captured"]) if random else "",
         )
         for name, layer in zip(names, layers, strict=True)
@@ -172,6 +189,10 @@ def _mass_bars(measured: Mapping[str, Any], random: Mapping[str, Any]) -> str:
     return plot(drawn, caption, table(head, rows))
 
 
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
 def _mass_curves(stage: Stage) -> str:
     names = stage.names("captured/")
     lines = []
@@ -181,7 +202,7 @@ def _mass_curves(stage: Stage) -> str:
         x, captured = stage.curve(name)
         _, oracle = stage.curve(f"oracle/{layer}")
         if len(captured) == len(oracle):
-            share = [c / o if o else None for c, o in zip(captured, oracle, strict=True)]
+            share = [_ratio(c, o) for c, o in zip(captured, oracle, strict=True)]
             lines.append(Line(f"layer {int(layer) + 1}", x, share, colour))
     if not lines or all(len(line.x) < 2 for line in lines):
         return ""

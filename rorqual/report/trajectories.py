@@ -77,7 +77,7 @@ def _task_of(record: Mapping[str, Any]) -> str:
 
 
 def _message(message: Mapping[str, Any]) -> str:
-    role = message.get("role", "")
+    role = str(message.get("role", ""))
     content = message.get("content") or ""
     if role == "assistant":
         parts = [_part("thinking", "thinks", message.get("reasoning_content") or "")]
