@@ -122,7 +122,7 @@ def ours_decode(directory: str, context: int, count: int = 16) -> dict[str, Any]
     for store in [*runner.cache._kv, *runner.cache._index_keys]:
         store.normal_()
     request = runner.add(prompt(context), greedy(count + 2))
-    runner.scheduler._admit(request, 1)
+    runner.scheduler._admit(request, 1, set())
     request.computed_len = context - 1
     for _ in range(2):
         runner.step()

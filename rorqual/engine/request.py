@@ -31,6 +31,8 @@ class Request:
     """How many of `tokens` have their activations in the cache."""
     names: list[bytes] = field(default_factory=list)
     """The chain hashes of its full blocks so far; empty again when the weights change."""
+    awaited: bytes | None = None
+    """The block that it waits for, since another request is computing it."""
     cached_len: int = 0
     """How many prompt tokens the prefix cache spared when the request was first admitted."""
     preemptions: int = 0

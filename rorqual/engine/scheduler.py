@@ -91,15 +91,29 @@ class Scheduler:
                     budget -= item.count
         preempted = {id(r) for r in self.waiting}
         work = [item for item in work if id(item.request) not in preempted]
-        while self.waiting and budget and len(self.running) < self.config.max_running:
-            if only_started and not self.waiting[0].num_sampled:
+        return work + self._admissions(budget, only_started)
+
+    def _admissions(self, budget: int, only_started: bool) -> list[Work]:
+        """Waiting requests to begin with, within the budget, first come first served. One whose next block of prompt is being
+        computed for another lets the others pass, and finds it in the prefix cache a step or so later."""
+        work, coming = [], self._coming() if self.waiting else set()
+        for request in list(self.waiting):
+            if not budget or len(self.running) >= self.config.max_running or (only_started and not request.num_sampled):
                 break
-            item = self._admit(self.waiting[0], budget)
-            if item is None:
+            if request.awaited in coming:
+                continue
+            item = self._admit(request, budget, coming)
+            if item is not None:
+                work.append(item)
+                budget -= item.count
+            elif request.awaited is None:
                 break
-            work.append(item)
-            budget -= item.count
         return work
+
+    def _coming(self) -> set[bytes]:
+        """The names of the blocks that running requests are about to fill."""
+        size = self.pool.block_size
+        return {name for request in self.running for name in request.names[request.computed_len // size :]}
 
     def finish(self, request: Request) -> None:
         """Let go of a request's blocks; full ones stay findable."""
@@ -151,18 +165,25 @@ class Scheduler:
                 return None
         return item
 
-    def _admit(self, request: Request, budget: int) -> Work | None:
+    def _admit(self, request: Request, budget: int, coming: set[bytes]) -> Work | None:
+        """Begin with a waiting request; None where blocks are missing, or where it awaits one that is coming."""
         # The last known token is always computed: its logits are what the request is here for.
         if self.config.prefix_cache:
             known = request.names[: (len(request.tokens) - 1) // self.pool.block_size]
             request.names = chain_hashes(request.tokens[:-1], self.pool.block_size, self.salt, known)
         found = self.pool.find_prefix(request.names)
+        following = request.names[len(found) : len(found) + 1]
+        request.awaited = following[0] if coming.intersection(following) else None
+        if request.awaited is not None:
+            self.pool.release(found)
+            return None
         fresh = self.pool.allocate(self.pool.blocks_for(len(request.tokens)) - len(found))
         if fresh is None:
             self.pool.release(found)
             return None
-        self.waiting.popleft()
+        self.waiting.remove(request)
         self.running.append(request)
+        coming.update(request.names[len(found) :])
         request.blocks = found + fresh
         request.computed_len = len(found) * self.pool.block_size
         if not request.preemptions:

@@ -107,6 +107,24 @@ def test_a_prefix_hit_changes_nothing_but_the_work(model):
     same(again, alone(model, asked[0], SamplingParams(max_tokens=6, temperature=0)))
 
 
+def test_a_group_that_arrives_at_once_computes_its_common_prompt_once(model):
+    asked = [prompt for prompt in prompts(3, seed=9, shared=40) for _ in range(4)]
+    params = [SamplingParams(max_tokens=5, seed=i, record_kept_tokens=True) for i in range(len(asked))]
+    engine = Engine(model, EngineConfig(block_size=4))
+    for prompt, each, done in zip(asked, params, engine.generate(asked, params), strict=True):
+        same(done, alone(model, prompt, each))
+    plain = Engine(model, EngineConfig(block_size=4, prefix_cache=False))
+    plain.generate(asked, params)
+    spared = plain.counters.computed_tokens - engine.counters.computed_tokens
+    assert (
+        spared
+        == engine.counters.cached_tokens
+        == sum(len(each) - 1 - (len(each) - 1) % 4 for each in asked)
+        - sum(len(each) - 1 - (len(each) - 1) % 4 for each in asked[::4])
+        + 2 * 40
+    )
+
+
 @torch.no_grad()
 def test_records_replayed_in_one_forward_give_the_samplers_logprobs(model):
     params = SamplingParams(

@@ -64,7 +64,8 @@ def asked(draw_seed):
     for _ in range(23):
         params = SamplingParams(
             temperature=float(g.choice([0, 1, 0.7, 1.6])), top_k=int(g.choice([0, 0, 1, 5])),
-            top_p=float(g.choice([1, 0.95, 0.3])), min_p=float(g.choice([0, 0, 0.1])), top_logprobs=int(g.choice([0, 3])), logit_bias={4: float(g.choice([-5.0, 8.0]))},
+            top_p=float(g.choice([1, 0.95, 0.3])), min_p=float(g.choice([0, 0, 0.1])),
+            top_logprobs=int(g.choice([0, 3])), logit_bias={4: float(g.choice([-5.0, 8.0]))},
         )  # fmt: skip
         allowed = torch.tensor(g.random(V) < g.choice([0.0, 0.3, 1.0]))
         yield Draw(params, int(g.integers(2**62)), int(g.integers(1000)), allowed if g.random() < 0.5 else None)
