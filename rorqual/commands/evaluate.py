@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rorqual.errors import UsageError, UserError
+from rorqual.errors import FieldErrors, UsageError, UserError
 
 CONTEXTS = ("none", "summary", "discard-75", "discard-all", "parallel-fewest-step")
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", help="local file or directory of the benchmark (else the Hugging Face hub)")
     add("--split", default="test", help="of a store of tasks: test, test_combination, test_mechanism, train, all")
     add("--user", default="", metavar="URL", help="the endpoint that plays the user, where a benchmark has one (tau2_retail)")
+    add("--user-model", default="", help="the user's name at that endpoint")
     add("--limit", type=int, help="only the first so many tasks")
     add("--n", type=int, default=1, help="attempts at each task that count")
     add("--k", type=int, nargs="+", default=[1], help="pass@k for each of these")
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError(f"--k {max(args.k)}: pass@k needs at least k attempts at each task, found --n {args.n}")
     if args.judge and not chosen.is_judged:
         raise UsageError(f"--judge: {chosen.name} is decided by its own scorer; a judge is for hle, browse and mathematics")
+    _check(args, chosen)
     results = asyncio.run(_evaluate(args, chosen))
     if args.compare:
         results["comparison"] = _compare(Path(args.compare), results)
@@ -93,12 +95,33 @@ def run(args: argparse.Namespace) -> int | None:
     print(json.dumps(results) if args.json else f"{_text(results)}\nkept in            {args.out}{_page(args)}")
 
 
+def _check(args: argparse.Namespace, chosen: Any) -> None:
+    """Raises UsageError that names every flag out of range, before anything is made."""
+    from rorqual.rollout.endpoint import EndpointConfig
+
+    parts = (
+        (lambda: _config(args), {"samples": "n"}),
+        (lambda: _config(args).agent(chosen), {}),
+        (lambda: _config(args).params(chosen), {}),
+        (lambda: _options(args), {"timeout_s": "program-timeout"}),
+        (lambda: EndpointConfig("http://x", timeout_s=args.timeout, max_tries=args.max_tries), {"timeout_s": "timeout"}),
+    )
+    problems: dict[str, str] = {}
+    for made, flags in parts:
+        try:
+            made()
+        except FieldErrors as error:
+            problems |= {flags.get(name, name.replace("_", "-")): text for name, text in error.problems.items()}
+    if problems:
+        raise UsageError("; ".join(f"--{flag}: {text}" for flag, text in problems.items()))
+
+
 async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import AsyncExitStack
 
     # Worlds, scorers and judges wait in threads: one for each attempt under way, whatever the machine's processor count.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(args.concurrency + 4))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max(args.concurrency, 0) + 4))
     async with AsyncExitStack() as opened:
         judge = await _judge(args, chosen, opened) if args.judge else None
         return await _measured(args, chosen, judge)
@@ -198,7 +221,7 @@ def _config(args: argparse.Namespace) -> Any:
 def _options(args: argparse.Namespace) -> Any:
     from rorqual.evals.benchmark import Options
 
-    names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user", "rule", "submissions")
+    names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user", "user_model", "rule", "submissions")
     return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
 
 

@@ -85,6 +85,8 @@ class Options:
     """Of a store of synthesised tasks."""
     user: str = ""
     """Address of the endpoint that plays the user, where a benchmark has one."""
+    user_model: str = ""
+    """Its name there; empty takes the first that the endpoint lists."""
     timeout_s: float = 10.0
     """Wall-clock seconds of one run of a submitted program."""
     judge: Judge | None = None
@@ -93,6 +95,17 @@ class Options:
     """How a contest's submissions count."""
     submissions: int = 50
     """Of a contest, at most so many for each problem."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            limit=(self.limit is None or self.limit >= 1, "at least 1"),
+            count=(self.count >= 1, "at least 1"),
+            length=(self.length >= 1, "at least 1"),
+            isolation=(self.isolation in ("bwrap", "process", "oci", "inline"), "bwrap, process or oci"),
+            timeout_s=(self.timeout_s > 0, "above 0"),
+            submissions=(self.submissions >= 1, "at least 1"),
+        )
 
 
 @dataclass(frozen=True)

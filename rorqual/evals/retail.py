@@ -21,8 +21,8 @@ class UserEndpoint:
     Raises where the endpoint gives none: the attempt's world has failed then, and it has no score.
     """
 
-    def __init__(self, url: str):
-        self.config = EndpointConfig(url)
+    def __init__(self, url: str, model: str = ""):
+        self.config = EndpointConfig(url, model)
 
     async def reply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams) -> ChatReply:
         async with EndpointPolicy(self.config) as policy:
@@ -44,7 +44,7 @@ def load(benchmark: Benchmark, options: Options) -> Suite:
     if options.data is None:
         raise UserError(f"{benchmark.name}: --data names the directory with db.json, policy.md and tasks.json")
     world, tasks = load_retail(Path(options.data))
-    user: ChatPolicy = UserEndpoint(options.user) if options.user else LeavingUser()
+    user: ChatPolicy = UserEndpoint(options.user, options.user_model) if options.user else LeavingUser()
     chosen = [_with_gold(task) for task in tasks if task.id in _wanted(options, tasks)][: options.limit]
     return given_suite(benchmark.name, chosen, lambda task: RetailEpisode(task, world, user, options.isolation))
 

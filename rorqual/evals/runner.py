@@ -74,21 +74,24 @@ class Config:
 
     def agent(self, benchmark: Benchmark) -> AgentConfig:
         protocol = benchmark.protocol
-        tokens = self.max_tokens or protocol.max_tokens
-        turns = self.max_turns or protocol.max_turns
+        tokens, turns = _given(self.max_tokens, protocol.max_tokens), _given(self.max_turns, protocol.max_turns)
         return AgentConfig(
-            max_turns=turns, max_tokens=tokens, max_turn_tokens=self.max_turn_tokens or tokens, max_calls=max(64, 4 * turns),
-            window=self.window or protocol.window, strategy=_STRATEGIES[self.context], trigger_share=self.trigger_share,
+            max_turns=turns, max_tokens=tokens, max_turn_tokens=_given(self.max_turn_tokens, tokens),
+            max_calls=max(64, 4 * turns), window=_given(self.window, protocol.window),
+            strategy=_STRATEGIES[self.context], trigger_share=self.trigger_share,
         )  # fmt: skip
 
     def params(self, benchmark: Benchmark) -> SamplingParams:
         protocol = benchmark.protocol
-        temperature = protocol.temperature if self.temperature is None else self.temperature
-        top_p = protocol.top_p if self.top_p is None else self.top_p
-        return SamplingParams(max_tokens=self.max_tokens or protocol.max_tokens, temperature=temperature, top_p=top_p)
+        temperature, top_p = _given(self.temperature, protocol.temperature), _given(self.top_p, protocol.top_p)
+        return SamplingParams(max_tokens=_given(self.max_tokens, protocol.max_tokens), temperature=temperature, top_p=top_p)
 
     def thinks(self, benchmark: Benchmark) -> bool:
-        return benchmark.protocol.thinking if self.thinking is None else self.thinking
+        return _given(self.thinking, benchmark.protocol.thinking)
+
+
+def _given(value: Any, protocols: Any) -> Any:
+    return protocols if value is None else value
 
 
 @dataclass

@@ -51,6 +51,25 @@ def test_the_text_names_what_has_no_score(tmp_path, data, capsys):
     [
         (["--benchmark", "nothing", "--policy", "x", "--out", "o"], 1, "there are aime_2025"),
         (["--benchmark", "gsm8k"], 2, "--policy and --out are needed"),
+        (
+            ["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--concurrency", "-9"],
+            2,
+            "--concurrency: expected",
+        ),
+        (["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--n", "0", "--k", "1"], 2, "at least k attempts"),
+        (["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--max-turns", "0"], 2, "--max-turns: expected"),
+        (["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--top-p", "0"], 2, "--top-p: expected in (0, 1]"),
+        (["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--limit", "0"], 2, "--limit: expected at least 1"),
+        (
+            ["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--isolation", "x"],
+            2,
+            "--isolation: expected bwrap",
+        ),
+        (
+            ["--benchmark", "needles", "--policy", "program:gold", "--out", "o", "--timeout", "0"],
+            2,
+            "--timeout: expected more than 0",
+        ),
         (["--benchmark", "gsm8k", "--policy", "program:gold", "--out", "o", "--k", "2"], 2, "pass@k needs at least k"),
         (["--benchmark", "gsm8k", "--policy", "program:gold", "--out", "o", "--data", "absent.jsonl"], 1, "no such file"),
         (["--benchmark", "needles", "--count", "2", "--policy", "nowhere", "--out", "o"], 1, "no checkpoint directory"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -40,8 +40,9 @@ def live_endpoint(answer):
         def send(self, status, data):
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with suppress(OSError):  # a client that gave up
+                self.end_headers()
+                self.wfile.write(data)
 
         def do_GET(self):
             self.send(200, json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())
