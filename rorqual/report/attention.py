@@ -7,6 +7,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from rorqual.report.diagram import selection_steps
 from rorqual.report.markup import Axis, Line, Plot, Section, absent, data, percent, plot, prose, signed, table
 from rorqual.report.reading import Run, Stage
 from rorqual.report.training import COLOURS, title_of
@@ -105,9 +106,9 @@ def selection_section(run: Run) -> Section:
     body = prose(
         "For every token the indexer of each layer scores all earlier ones with a few cheap dot products, "
         "<i>I<sub>t,s</sub> = Σ<sub>j</sub> w<sub>t,j</sub> · ReLU(q<sub>t,j</sub> · k<sub>s</sub>)</i>, and attention reads "
-        "the <i>k</i> best alone. In the paper <i>k</i> is 2,048 of up to 131,072 tokens. Choose a token below: those that it "
-        "attends to are filled. Click or tap, or walk with the arrow keys."
+        "the <i>k</i> best alone. In the paper <i>k</i> is 2,048 of up to 131,072 tokens."
     )
+    body += selection_steps()
     found = run.exhibits.get("selection")
     if not found or not found.get("texts"):
         why = "This run holds no record of a selection (exhibits/selection.json)."
@@ -117,7 +118,7 @@ def selection_section(run: Run) -> Section:
         f"<span>{escape(text['title'])}</span></label>"
         for i, text in enumerate(found["texts"])
     )
-    view = (
+    view = prose("Choose a token below: those that it attends to are filled. Click or tap, or walk with the arrow keys.") + (
         f"<div class='selector' id='selector'><fieldset class='tabs'><legend>Text</legend>{tabs}</fieldset>"
         "<fieldset class='tabs' id='layers'><legend>Layer</legend></fieldset>"
         "<p class='about' id='text-about'></p><p class='readout' id='readout' role='status' aria-live='polite'></p>"

@@ -77,7 +77,7 @@ const view = ((found) => {
   const isOn = (row, column) => (rows[row * width() + (column >> 3)] >> (7 - (column & 7))) & 1;
   const width = () => (text.length + 7) >> 3;
   const quoted = (piece) => `“${piece.replace(/\n/g, "⏎")}”`;
-  const share = (value) => (value === null || value === undefined ? "none" : `${(100 * value).toFixed(1)} %`);
+  const share = (value) => (value === null || value === undefined ? "none" : `${(100 * value).toFixed(1)}\u00a0%`);
 
   function open(number) {
     text = found.texts[number];

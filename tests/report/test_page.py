@@ -84,7 +84,7 @@ def test_a_click_on_a_token_shows_what_it_selected_in_each_layer(opened: Any) ->
     opened.mouse.move(0, 0)
     assert shown(opened) == expected(TOKENS - 1, layer=0)
     readout = opened.locator("#readout").inner_text()
-    assert "Layer 1" in readout and "attends to 8" in readout and "75.0 %" in readout and "90.0 %" in readout
+    assert all(words in readout for words in ("Layer 1", "attends to 8", "75.0\u00a0%", "90.0\u00a0%")), readout
 
 
 def test_pointing_at_a_token_shows_its_selection_until_the_pointer_leaves(opened: Any) -> None:
