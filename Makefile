@@ -3,7 +3,7 @@ PYTHON ?= python3
 RECIPE ?= tiny
 BIN := .venv/bin
 
-.PHONY: setup system run test check prove format
+.PHONY: setup system run test check prove format reference
 
 setup: .venv/.stamp
 
@@ -31,6 +31,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format rorqual tests benchmarks
 	$(BIN)/ruff check --fix rorqual tests benchmarks
+
+reference: setup
+	$(BIN)/python docs/make_reference.py
 
 prove: setup system
 	$(BIN)/python -m benchmarks.prove $(ARGS)

@@ -76,6 +76,23 @@ def problem_of_arguments(words: list[str]) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_between_pages_leads_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_reference_is_current():
+    """Where this fails: make reference."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import make_reference  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    for name, text in make_reference.pages().items():
+        assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == text, f"{name} is old: make reference"
+
+
 # --- running the tutorials
 
 
