@@ -39,7 +39,8 @@ def prove(name: str, quick: bool) -> bool:
     seconds = round(time.time() - began, 1)
     print(f"{name}: holds ({seconds} s)", flush=True)
     if not quick:
-        record = {"command": f"python -m benchmarks.prove {name}", "seconds": seconds, **environment(), "figures": figures}
+        told = {"command": f"python -m benchmarks.prove {name}", "date": time.strftime("%Y-%m-%d", time.gmtime(began))}
+        record = {**told, "seconds": seconds, **environment(), "figures": figures}
         RESULTS.mkdir(exist_ok=True)
         write_atomically(RESULTS / f"{name}.json", json.dumps(record, indent=1, default=str) + "\n")
     return True
