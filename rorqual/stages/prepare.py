@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from rorqual.chat import encode
 from rorqual.chat.markers import BOS, EOS, SPECIAL_TOKENS
 from rorqual.data.bpe import encode_documents, open_tokenizer, train_bpe, with_special_tokens
 from rorqual.data.corpora import Document, Tally, documents
@@ -18,11 +20,13 @@ from rorqual.data.recall import sample_text
 from rorqual.data.store import STORE_FILE, TokenStore, write_store
 from rorqual.errors import UserError, require
 from rorqual.runlog import RunLog
+from rorqual.synthesis.primers import PrimerConfig, gold_messages, primer
 from rorqual.train.lineage import Making, write_record
 
 RECALL_TEXTS = 2000
 """Recall documents in the tokenizer's training text (see rorqual/data/recall.py)."""
 ENCODE_BATCH = 256
+_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Config:
     """Of a tokenizer trained here."""
     tokenizer_mb: float = 8.0
     """Text that the tokenizer is trained on, a random choice of documents."""
+    tokenizer_chats: int = 0
+    """Prompts and replies of primer tasks (rorqual/synthesis/primers.py) in the tokenizer's training text: the chat format's own
+    words then are one token each, and a tool surface costs half."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -138,10 +145,19 @@ def _tokenizer(config: Config, texts: list[str]) -> Tokenizer:
     if config.tokenizer is None:
         sample = [d.text for d in _limited([Document(t, "") for t in texts], config.tokenizer_mb, config.seed)]
         recall = sample_text(np.random.default_rng(config.seed), RECALL_TEXTS)
-        return train_bpe([*sample, *recall], config.vocab_size, SPECIAL_TOKENS)
+        chats = list(chat_texts(config.tokenizer_chats, config.seed))
+        return train_bpe([*sample, *recall, *chats], config.vocab_size, SPECIAL_TOKENS)
     required = SPECIAL_TOKENS if config.document_ends == (BOS, EOS) else config.document_ends
     tokenizer = open_tokenizer(config.tokenizer, () if config.add_special_tokens else required)
     return with_special_tokens(tokenizer, SPECIAL_TOKENS) if config.add_special_tokens else tokenizer
+
+
+def chat_texts(count: int, seed: int) -> Iterator[str]:
+    """`count` gold conversations of primer tasks as the chat format writes them, without its special tokens."""
+    for number in range(count):
+        made = primer(PrimerConfig(seed), number)
+        if made.row is not None:
+            yield _SPECIAL.sub("\n", encode(gold_messages(made.row.task, made.world)))
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str], ends: tuple[str, str]) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from rorqual.config import find_recipe, load
 from rorqual.model.config import ModelConfig
 from rorqual.parallel.world import ParallelConfig
 from rorqual.stages.extend import Config as ExtendConfig
+from rorqual.stages.post_training import Config as PostTrainingConfig
 from rorqual.stages.prepare import Config as PrepareConfig
 from rorqual.stages.pretrain import Config as PretrainConfig
 from rorqual.stages.train_sparse import Config as TrainSparseConfig
@@ -36,6 +37,7 @@ class Recipe:
     extend: ExtendConfig | None = None
     warm_indexer: WarmIndexerConfig | None = None
     train_sparse: TrainSparseConfig | None = None
+    post_training: PostTrainingConfig | None = None
     plan: PlanConfig = field(default_factory=PlanConfig)
     """For `rorqual run RECIPE --plan`."""
     sample: SampleConfig = field(default_factory=SampleConfig)

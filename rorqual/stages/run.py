@@ -1,5 +1,5 @@
-"""A whole recipe, in the paper's order: text, dense model, longer context, warm indexers, sparse model, a sample of its text,
-and the page of the run (report.html).
+"""A whole recipe, in the paper's order: text, dense model, longer context, warm indexers, sparse model, post-training, a sample
+of its text, and the page of the run (report.html).
 
 Every stage works in its own directory below the run's and is skipped when it has finished, so a killed run goes on where it was.
 """
@@ -18,7 +18,7 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
 from rorqual.report import page
 from rorqual.runlog import RunLog
-from rorqual.stages import extend, prepare, pretrain, train_sparse, warm_indexer
+from rorqual.stages import extend, post_training, prepare, pretrain, train_sparse, warm_indexer
 from rorqual.stages.recipe import Recipe, SampleConfig
 from rorqual.train.exhibits import record_exhibits
 from rorqual.train.export import MODEL, open_model
@@ -46,6 +46,8 @@ def main(recipe: Recipe, directory: Path, world: World, quiet: bool = False) -> 
         model = warm_indexer.main(recipe.warm_indexer, _needed(model, "warm_indexer"), place("warm-indexer"))
     if recipe.train_sparse:
         model = train_sparse.main(recipe.train_sparse, _needed(model, "train_sparse"), place("train-sparse"))
+    if recipe.post_training:
+        model = post_training.main(recipe.post_training, _needed(model, "post_training"), directory, world, log, quiet)
     if world.is_main:
         _publish(_needed(model, "model"), directory / MODEL)
         show_samples(open_model(directory / MODEL), store, recipe.sample, log)

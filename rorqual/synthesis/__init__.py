@@ -53,6 +53,7 @@ FAMILIES: dict[str, str] = {
     "programming": "rorqual.synthesis.reasoning:PROGRAMMING",
     "writing": "rorqual.synthesis.reasoning:WRITING",
     "proof": "rorqual.synthesis.reasoning.derivations:MAKER",
+    "primer": "rorqual.synthesis.primers:MAKER",
 }
 """name -> "module:attribute" of its Maker."""
 

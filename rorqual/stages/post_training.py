@@ -1,0 +1,67 @@
+"""Post-training in the paper's order [V3.2, 3.1 to 3.3]: tasks, cold start, specialists, distillation, one mixed RL stage, and
+what each was worth on held-out tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rorqual.parallel.world import World
+from rorqual.runlog import RunLog
+from rorqual.stages import cold_start as cold_start_stage
+from rorqual.stages import distill as distill_stage
+from rorqual.stages import grpo, held_out, synthesize
+from rorqual.stages import specialists as specialists_stage
+from rorqual.stages.task_set import TaskSet, open_tasks
+from rorqual.train.loop import Site
+
+
+@dataclass(frozen=True)
+class Config:
+    """A stage whose table is missing is left out."""
+
+    synthesis: synthesize.Config
+    cold_start: cold_start_stage.Config | None = None
+    specialists: specialists_stage.Config | None = None
+    distill: distill_stage.Config | None = None
+    mixed: grpo.Config | None = None
+    """The mixed RL stage: all domains at once."""
+    evaluation: held_out.Config | None = None
+    isolation: str = "bwrap"
+    """Of the worlds that post-training plays in; inline is for programs that this package wrote itself."""
+
+
+def main(config: Config, base: Path, directory: Path, world: World, log: RunLog, quiet: bool = False) -> Path:
+    """All stages that have a table, from the checkpoint `base`; the last one's checkpoint."""
+    if world.is_main:
+        synthesize.main(config.synthesis, directory / "tasks", log)
+    world.barrier()
+    stores = synthesize.trained_on(config.synthesis, directory / "tasks")
+    made = trained(config, base, open_tasks(stores, config.isolation), directory, world, quiet) if stores else {}
+    model = list(made.values())[-1] if made else base
+    if config.evaluation and stores and world.is_main:
+        held_out.main(config.evaluation, {base.parent.name: base, **made}, stores, directory / "evaluation", log)
+    world.barrier()
+    return model
+
+
+def trained(config: Config, base: Path, tasks: TaskSet, directory: Path, world: World, quiet: bool) -> dict[str, Path]:
+    """The checkpoint of every stage, in order. The specialists' are not on the way, and are not among them."""
+
+    def site(stage: str) -> Site:
+        below = directory / stage
+        return Site(
+            below, world, RunLog(below if world.is_main else below / "ranks" / str(world.rank), quiet or not world.is_main)
+        )
+
+    made: dict[str, Path] = {}
+    model = base
+    if config.cold_start:
+        model = made["cold-start"] = cold_start_stage.main(config.cold_start, model, tasks, site("cold-start"))
+    experts = specialists_stage.main(config.specialists, model, tasks, site("specialists")) if config.specialists else None
+    if config.distill and experts:
+        model = made["distill"] = distill_stage.main(config.distill, model, experts, tasks, site("distill"))
+    if config.mixed:
+        model = made["mixed"] = grpo.main(config.mixed, model, grpo.pool_of(tasks), site("mixed"))
+    return made
