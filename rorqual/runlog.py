@@ -65,6 +65,11 @@ class RunLog:
             task = bars.add_task(description, total=total, completed=done, note="")
             yield Progress(description, total, done, None, lambda n, note: bars.update(task, completed=n, note=note))
 
+    @contextmanager
+    def quietly(self, total: int) -> Iterator[Progress]:
+        """A progress that is shown nowhere."""
+        yield Progress("", total, 0)
+
     def close(self) -> None:
         self._file.close()
 

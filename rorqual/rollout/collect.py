@@ -43,8 +43,10 @@ async def collect(
     archive: Archive | None = None,
     summariser: ChatPolicy | None = None,
     advanced: Callable[[Trajectory], None] = lambda trajectory: None,
+    first_samples: Sequence[int] | None = None,
 ) -> list[list[Trajectory]]:
-    """For each task its G trajectories, in order. advanced: called with every trajectory as it is there (progress)."""
+    """For each task its G trajectories, in order. advanced: called with every trajectory as it is there (progress).
+    first_samples: for each task the number of its first attempt, 0 by default; a task that comes twice needs two."""
     slots = asyncio.Semaphore(groups.concurrency)
 
     async def attempt(task_id: str, sample: int) -> Trajectory:
@@ -66,6 +68,7 @@ async def collect(
             if close is not None:
                 await close()
 
-    jobs = [[attempt(task_id, sample) for sample in range(groups.size)] for task_id in task_ids]
+    firsts = first_samples or [0] * len(task_ids)
+    jobs = [[attempt(t, first + i) for i in range(groups.size)] for t, first in zip(task_ids, firsts, strict=True)]
     flat = await asyncio.gather(*(job for group in jobs for job in group))
     return [list(flat[i : i + groups.size]) for i in range(0, len(flat), groups.size)]

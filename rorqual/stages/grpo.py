@@ -2,36 +2,36 @@
 
     P tasks -> G attempts each -> verdicts -> rewards -> advantages -> U updates -> weights to the sampler -> again
 
-The sampler is the embedded engine with weights of its own, replaced after every iteration. A finished attempt is on disk
-before anything learns from it, and is there until a checkpoint holds what was learnt: a killed run plays none twice and
-trains none twice.
+The sampler has weights of its own, replaced after every iteration; rollouts may run ahead by `staleness` iterations. A
+finished attempt is on disk before anything learns from it, and is there until a checkpoint holds what was learnt: a killed run
+plays none twice and trains none twice.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import hashlib
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rorqual.chat import Tokenizer
-from rorqual.engine import Engine, EngineConfig
-from rorqual.engine.service import EngineService
+from rorqual.engine import EngineConfig
 from rorqual.errors import require
+from rorqual.model.transformer import Transformer
 from rorqual.parallel.apply import ComputeConfig, parallelize, whole_state
-from rorqual.policy import SamplingParams
-from rorqual.rewards.advantages import AdvantageConfig, group_advantages
-from rorqual.rewards.domains import RewardConfig, reward
-from rorqual.rollout.agent import AgentConfig, speaker_of
-from rorqual.rollout.archive import Archive
-from rorqual.rollout.collect import GroupConfig, collect
+from rorqual.rewards.advantages import AdvantageConfig
+from rorqual.rewards.domains import RewardConfig
+from rorqual.rollout.agent import AgentConfig
+from rorqual.rollout.ahead import Ahead
+from rorqual.rollout.collect import GroupConfig
+from rorqual.rollout.remote import RemoteConfig
 from rorqual.rollout.speaker import ChatMode
-from rorqual.rollout.trajectory import Trajectory, samples
+from rorqual.stages.batches import averaged, learnable, mini_batches
+from rorqual.stages.rollouts import Played, Rollouts, number_of, sampling_params
+from rorqual.stages.samplers import Colocated, External, Sampler
+from rorqual.stages.stopwatch import Stopwatch
 from rorqual.stages.task_set import Split, TaskSet, open_tasks
 from rorqual.train.export import open_model, publish_model
 from rorqual.train.lineage import Making
@@ -40,6 +40,8 @@ from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 from rorqual.train.policy_step import PolicyConfig, PolicyObjective, policy_step, prepare
 from rorqual.train.samples import Item
 from rorqual.train.setup import begin, training_tensors
+
+__all__ = ["Config", "SamplingConfig", "TaskPool", "learnable", "main", "mini_batches", "number_of", "open_store", "pool_of"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Config:
     """Tasks of an iteration, of all ranks together."""
     updates: int = 1
     """Optimiser steps on each batch of rollouts; more than 1 is staleness by design, which the masks are for."""
+    staleness: int = 0
+    """How many iterations rollouts may run ahead of training, in a thread of their own; 0 is repeatable bit for bit."""
+    external: RemoteConfig | None = None
+    """An engine over HTTP (vLLM, SGLang, rorqual serve) in place of the embedded one. It must see this run's directory."""
     groups: GroupConfig = field(default_factory=GroupConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -85,6 +91,7 @@ class Config:
             self,
             prompts=(self.prompts >= 1, "at least 1"),
             updates=(self.updates >= 1, "at least 1"),
+            staleness=(self.staleness >= 0, "at least 0"),
             agent=(self.agent.time_s is None or self.agent.time_s > 0, "a positive time_s, or none"),
         )
 
@@ -120,113 +127,61 @@ def main(config: Config, init: Path, tasks: TaskPool, site: Site) -> Path:
     final = site.directory / "model"
     if final.is_dir():
         return final
-    tokenizer = Tokenizer.open(init)
     model = open_model(init)
     reference = copy.deepcopy(model).eval().requires_grad_(False).to(site.world.device) if config.policy.needs_reference else None
-    sampler = Engine(copy.deepcopy(model).eval().requires_grad_(False).to(site.world.device), config.engine)
+    sampler = open_sampler(config, model, init, site)
+    rollouts = Rollouts(config, sampler, Tokenizer.open(init), tasks, site)
     model = model.to(site.world.device)
     objective = PolicyObjective(model, config.policy)
     parallelize(objective, model, site.world, config.compute)
     optimizer = Optimizer(model, config.optimizer)
-    rollouts = site.directory / "rollouts"
+    ahead, watch = Ahead(rollouts.play, config.pace.steps, config.staleness), Stopwatch()
 
     def one_step(step: int) -> dict[str, float]:
-        sampler.update_weights(whole_state(model).items(), version=step)
-        played = asyncio.run(_rollout(config, step, sampler, tokenizer, tasks, rollouts, site))
-        items, metrics = learnable(played, tasks, config, step)
-        rate = learning_rate(config.optimizer, step, config.pace.steps)
-        for batch in mini_batches(items, config.updates, f"{config.seed}/{step}"):
-            parts = prepare(batch, config.policy, reference, site.world)
-            metrics |= policy_step(objective, optimizer, parts, site.world, rate) if parts else {}
-        _forget_trained(rollouts, step, config.pace)
-        return metrics
+        with watch("sync"):
+            sampler.load(whole_state(model), step)
+        with watch("rollout"):
+            played = ahead.take(step)
+        items, metrics = learnable(played.groups, tasks, config, step, site.world)
+        with watch("train"):
+            metrics |= learn(step, items)
+        rollouts.forget(step)
+        metrics["train/tokens_per_s"] = config.updates * metrics.get("train/tokens", 0.0) / watch.seconds["train"]
+        return metrics | watch.shares() | _pace(played, sampler)
 
-    run_steps("grpo", config.pace, one_step, optimizer, training_tensors(model, optimizer), site)
+    def learn(step: int, items: list[Item]) -> dict[str, float]:
+        rate, seed = learning_rate(config.optimizer, step, config.pace.steps), f"{config.seed}/{step}"
+        updates = []
+        for batch in mini_batches(items, config.updates, seed, config.prompts * config.groups.size):
+            parts = prepare(batch, config.policy, reference, site.world)
+            updates.append(policy_step(objective, optimizer, parts, site.world, rate))
+        return averaged(updates)
+
+    try:
+        run_steps("grpo", config.pace, one_step, optimizer, training_tensors(model, optimizer), site)
+    finally:
+        ahead.close()
+        sampler.close()
     making = Making("grpo", config, {"init": init, **tasks.sources}, tasks.settings)
     return publish_model(model, final, config.compute.save_dtype, init, making, site.world)
 
 
-async def _rollout(
-    config: Config, step: int, engine: Engine, tokenizer: Tokenizer, tasks: TaskPool, rollouts: Path, site: Site
-) -> list[list[Trajectory]]:
-    """This rank's groups of the iteration."""
-    world, seed = site.world, number_of(f"{config.seed}/{step}")
-    drawn = tasks.draw(config.prompts, config.domain_weights, f"{config.seed}/{step}/tasks")[world.rank :: world.size]
-    params = SamplingParams(
-        max_tokens=config.agent.max_turn_tokens, temperature=config.sampling.temperature, top_p=config.sampling.top_p,
-        top_k=config.sampling.top_k, record_kept_tokens=True, record_routed_experts=config.policy.replay.routing,
-        record_selected_indices=config.policy.replay.selection,
-    )  # fmt: skip
-    total = len(drawn) * config.groups.size
-    with site.log.progress(f"rollouts {step + 1}", total) as progress:
-        async with EngineService(engine, max_waiting=max(total, 256)) as service:
-            return await collect(
-                drawn, tasks.open_episode, speaker_of(service, tokenizer, config.mode), config.groups, config.agent, params,
-                seed, Archive(rollouts / f"{step:08d}"), advanced=lambda trajectory: progress.advance(),
-            )  # fmt: skip
+def open_sampler(config: Config, model: Transformer, init: Path, site: Site) -> Sampler:
+    """The embedded engine, or the external one. Raises UserError where it cannot give what the trainer is to replay."""
+    if config.external is None:
+        waiting = config.prompts * config.groups.size * (1 + config.staleness)
+        sampler: Sampler = Colocated(model, config.engine, site, max(waiting, 256))
+    else:
+        sampler = External(config.external, model, init, site, config.compute.save_dtype)
+    sampler.check(sampling_params(config))
+    return sampler
 
 
-def learnable(
-    groups: Sequence[Sequence[Trajectory]], tasks: TaskPool, config: Config, step: int
-) -> tuple[list[Item], dict[str, float]]:
-    """Items with advantages, and what the rollouts were like. Attempts without a reward, and flat groups, teach nothing."""
-    items: list[Item] = []
-    measured: dict[str, list[float]] = {}
-    number = 0
-    for index, group in enumerate(groups):
-        domain = tasks.domain_of(group[0].task_id)
-        found = [reward(trajectory, config.rewards.of(domain)) for trajectory in group]
-        values = [each.value for each in found]
-        if config.shuffle_rewards:
-            random.Random(f"{config.seed}/{step}/{index}").shuffle(values)
-        compared = group_advantages(values, config.advantages)
-        _measure(measured, group, found, compared.is_flat, domain)
-        for trajectory, advantage in zip(group, compared.advantages, strict=True):
-            number += 1
-            if advantage is not None:
-                items += [Item(sample, advantage, number, domain) for sample in samples(trajectory)]
-    metrics = {name: sum(values) / len(values) for name, values in measured.items() if values}
-    return items, metrics | {"rollout/samples": float(len(items))}
-
-
-def _measure(
-    measured: dict[str, list[float]], group: Sequence[Trajectory], found: Sequence[Any], is_flat: bool, domain: str
-) -> None:
-    def add(name: str, value: float) -> None:
-        measured.setdefault(name, []).append(value)
-
-    add("rollout/flat_groups", float(is_flat))
-    for trajectory, each in zip(group, found, strict=True):
-        passed = trajectory.verdict.passed if trajectory.verdict else False
-        add("rollout/success", float(passed))
-        add(f"rollout/success/{domain}", float(passed))
-        add("rollout/no_reward", float(each.value is None))
-        add("rollout/steps", float(trajectory.steps))
-        add("rollout/sampled_tokens", float(trajectory.sampled_tokens))
-        add("rollout/answered", float(trajectory.answered))
-        if each.value is not None:
-            add("reward/mean", each.value)
-            for name, value in each.terms.items():
-                add(f"reward/{name}", value)
-
-
-def mini_batches(items: Sequence[Item], count: int, seed: str) -> list[list[Item]]:
-    """Whole trajectories dealt into `count` mini-batches, in an order that the seed gives."""
-    order = sorted({item.trajectory for item in items})
-    random.Random(seed).shuffle(order)
-    dealt = [set(order[index::count]) for index in range(count)]
-    return [batch for batch in ([i for i in items if i.trajectory in mine] for mine in dealt) if batch]
-
-
-def _forget_trained(rollouts: Path, step: int, pace: Pace) -> None:
-    """Rollouts go only once a checkpoint holds what was learnt from them: those before the last checkpoint but one."""
-    for old in rollouts.glob("[0-9]*"):
-        if int(old.name) < step - 2 * pace.checkpoint_every:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def number_of(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+def _pace(played: Played, sampler: Sampler) -> dict[str, float]:
+    """Tokens a second of this rank's rollouts, and what went wrong at the sampler's boundary so far."""
+    sampled = sum(trajectory.sampled_tokens for group in played.groups for trajectory in group)
+    pace = {"rollout/seconds": played.seconds, "rollout/tokens_per_s": sampled / max(played.seconds, 1e-9)}
+    return pace | {f"endpoint/{name}": float(count) for name, count in sampler.counts.items()}
 
 
 def open_store(directories: Path | Sequence[Path], isolation: str, split: Split = "train") -> TaskPool:

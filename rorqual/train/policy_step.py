@@ -6,7 +6,6 @@ where it is replayed (the paper has them train in post-training as in the sparse
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +19,17 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
 from rorqual.train.grpo import KlEstimator, Reduction, grpo_loss
 from rorqual.train.optimizer import Optimizer, clip_, squared_norm
-from rorqual.train.samples import BatchLimits, Item, ReplayConfig, SampleBatch, Scored, micro_batches, sample_batch, score
+from rorqual.train.samples import (
+    BatchLimits,
+    Item,
+    ReplayConfig,
+    SampleBatch,
+    Scored,
+    blank_item,
+    micro_batches,
+    sample_batch,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -102,12 +111,15 @@ def prepare(items: Sequence[Item], config: PolicyConfig, reference: Transformer 
 def policy_step(
     objective: PolicyObjective, optimizer: Optimizer, parts: Sequence[Prepared], world: World, rate: float
 ) -> dict[str, float]:
-    """Move the weights by one step; gradients are of the mean over the mini-batch of all ranks. Returns metrics by name."""
+    """Move the weights by one step; gradients are of the mean over the mini-batch of all ranks. Returns metrics by name.
+
+    A rank's parts may be empty: it then computes along, so that all ranks call the model equally often.
+    """
     config = objective.config
     counts = _counts(parts, world)
     divisor = {"sequence": counts["sequences"], "token": counts["tokens"], "constant": counts["places"]}[config.reduction]
-    totals: defaultdict[str, float] = defaultdict(float)
-    for part, is_real in _padded(parts, world):
+    totals: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
+    for part, is_real in _padded(parts, objective, world):
         scored = objective(part.batch)
         batch = part.batch if is_real else replace(part.batch, mask=torch.zeros_like(part.batch.mask))
         loss, statistics = _loss(batch, scored, part.reference, config, divisor)
@@ -151,12 +163,15 @@ def _counts(parts: Sequence[Prepared], world: World) -> dict[str, Tensor]:
     return dict(zip(own, whole.unbind(), strict=True))
 
 
-def _padded(parts: Sequence[Prepared], world: World) -> list[tuple[Prepared, bool]]:
-    """Every rank must call the model equally often; a rank that has fewer micro-batches runs its last one for nothing."""
+def _padded(parts: Sequence[Prepared], objective: PolicyObjective, world: World) -> list[tuple[Prepared, bool]]:
+    """Every rank must call the model equally often; one that has fewer micro-batches runs another one for nothing."""
     most = torch.tensor(len(parts), device=world.device)
     if world.size > 1:
         dist.all_reduce(most, dist.ReduceOp.MAX)
-    return [(part, True) for part in parts] + [(parts[-1], False)] * (int(most) - len(parts))
+    if len(parts) == int(most):
+        return [(part, True) for part in parts]
+    idle = parts[-1] if parts else prepare([blank_item(objective.model.config)], objective.config, None, world)[0]
+    return [(part, True) for part in parts] + [(idle, False)] * (int(most) - len(parts))
 
 
 def _clip(optimizer: Optimizer, world: World) -> dict[str, float]:
@@ -169,21 +184,34 @@ def _clip(optimizer: Optimizer, world: World) -> dict[str, float]:
     return norms
 
 
-def _add(totals: defaultdict[str, float], statistics: Mapping[str, Tensor], scored: Scored, batch: SampleBatch) -> None:
-    tokens = float(statistics["tokens"])
-    summed = ("policy_loss", "kl_loss", "tokens", "sequences", "empty_rows")
+SUMMED = ("policy_loss", "kl_loss", "tokens", "sequences", "empty_rows", "index_loss", "rows")
+BY_ROW = ("masked_share",)
+BY_TOKEN = (
+    "kl", "clip_share", "clip_share_high", "clip_share_low", "masked_tokens", "ratio_mean", "mismatch_mean", "mismatch_abs",
+    "mismatch_k3", "entropy",
+)  # fmt: skip
+STATISTICS = (*SUMMED, *BY_ROW, *BY_TOKEN, "ratio_max")
+"""The same ones on every rank, whatever it had to learn from."""
+
+
+def _add(totals: dict[str, float], statistics: Mapping[str, Tensor], scored: Scored, batch: SampleBatch) -> None:
+    tokens, rows = float(statistics["tokens"]), float(len(batch.mask))
     for name, value in statistics.items():
         if name == "ratio_max":
             totals[name] = max(totals[name], float(value))
         else:
-            totals[name] += float(value) * (1.0 if name in summed else tokens)
+            totals[name] += float(value) * (1.0 if name in SUMMED else rows if name in BY_ROW else tokens)
+    totals["rows"] += rows
     totals["entropy"] += float(scored.entropies.detach().where(batch.mask, torch.zeros(())).sum())
 
 
-def _metrics(totals: defaultdict[str, float], world: World) -> dict[str, float]:
-    names = sorted(totals)
-    whole = world.sum(torch.tensor([float(totals[name]) for name in names], dtype=torch.float64, device=world.device))
-    found = dict(zip(names, whole.tolist(), strict=True))
-    tokens = max(found.get("tokens", 0.0), 1.0)
-    sums = {"policy_loss", "kl_loss", "tokens", "sequences", "empty_rows", "index_loss", "ratio_max"}
-    return {f"train/{name}": value if name in sums else value / tokens for name, value in found.items()}
+def _metrics(totals: Mapping[str, float], world: World) -> dict[str, float]:
+    """Of all ranks: sums, means over samples, means over tokens."""
+    largest = torch.tensor(totals["ratio_max"], device=world.device)
+    if world.size > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    names = (*SUMMED, *BY_ROW, *BY_TOKEN)
+    whole = world.sum(torch.tensor([totals[name] for name in names], dtype=torch.float64, device=world.device))
+    found = dict(zip(names, whole.tolist(), strict=True)) | {"ratio_max": float(largest)}
+    tokens, rows = max(found["tokens"], 1.0), max(found.pop("rows"), 1.0)
+    return {f"train/{k}": v / (tokens if k in BY_TOKEN else rows if k in BY_ROW else 1.0) for k, v in found.items()}

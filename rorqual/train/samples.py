@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor
 from rorqual.errors import require
 from rorqual.kernels.logprobs import token_logprobs
 from rorqual.model.call import AttentionMode
+from rorqual.model.config import ModelConfig
 from rorqual.model.replay import Replay
 from rorqual.model.trace import IndexLossKind, Trace
 from rorqual.model.transformer import Transformer
+from rorqual.parallel.apply import Opaque
+from rorqual.policy import KeptTokens
 from rorqual.rollout.trajectory import Sample
 
 
@@ -44,6 +48,15 @@ class Item:
     advantage: float
     trajectory: int
     domain: str = ""
+
+
+def blank_item(shape: ModelConfig) -> Item:
+    """Two tokens of which none was sampled: what a rank computes along that has nothing to learn from."""
+    experts = np.full((2, shape.n_layers - shape.n_dense_layers, shape.n_activated_experts), -1, np.int16)
+    selected = tuple(np.full((2, shape.index_topk), -1, np.int32) for kind in shape.layer_indexers if kind == "full")
+    kept = KeptTokens(np.empty(0, np.int32), np.zeros(3, np.int64))
+    unsampled = (np.zeros(2, bool), np.zeros(2, np.float32), np.full(2, -1, np.int32))
+    return Item(Sample(np.zeros(2, np.int64), *unsampled, kept, 1.0, experts, selected), 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,9 @@ def score(
     """What the model thinks of a batch's sampled tokens, with the batch's replay; differentiable in the model's weights."""
     trace = Trace(index_loss=index_loss)
     inputs = batch.tokens[:, :-1]
-    states = model.states(inputs, documents=batch.documents, replay=batch.replay, trace=trace, mode=mode or AttentionMode())
+    states = model.states(
+        inputs, documents=batch.documents, replay=batch.replay, trace=cast(Trace, Opaque(trace)), mode=mode or AttentionMode()
+    )
     rows = states.rows
     targets = torch.where(batch.mask, batch.tokens[:, 1:], -1)
     temperature = batch.temperatures[:, None].expand_as(targets)
