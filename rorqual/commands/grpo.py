@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", choices=("train", "all"), help="of the tasks; the rest is for evaluation")
     parser.add_argument("--out", required=True, help="the stage's directory")
     parser.add_argument("--domains", nargs="+", default=[], help="only tasks of these; all by default")
+    parser.add_argument(
+        "--judge", help="who scores writing by rubrics: an endpoint's address, or a TOML file with a table [judge]"
+    )
     parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
     parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
     parser.add_argument("--quiet", action="store_true")
@@ -27,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rorqual.config import load
     from rorqual.parallel.world import ParallelConfig, start, stop
+    from rorqual.rewards.judging import open_judge
     from rorqual.runlog import RunLog
     from rorqual.stages import grpo
     from rorqual.stages.task_set import open_tasks
@@ -37,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     try:
         log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split)
+        tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split, open_judge(args.judge))
         pool = grpo.pool_of(tasks.of(args.domains) if args.domains else tasks)
         model = grpo.main(config, Path(args.init), pool, Site(out, world, log))
     finally:

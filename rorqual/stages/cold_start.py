@@ -213,7 +213,8 @@ class PromptedEpisode:
     """An episode that opens with the system prompt of a kind."""
 
     def __init__(self, episode: AsyncEpisode, kind: Kind):
-        self.episode, self.kind = episode, kind
+        self.episode = episode
+        self.kind: Kind = kind
 
     @property
     def task(self) -> Any:

@@ -17,7 +17,9 @@ from rorqual.data.store import TokenStore
 from rorqual.errors import UserError
 from rorqual.model.config import ModelConfig
 from rorqual.parallel.world import World
+from rorqual.rewards.judging import JudgeConfig
 from rorqual.runlog import RunLog, write_atomically
+from rorqual.stages.specialists import Specialist
 from rorqual.stages.task_set import TaskSet, open_tasks
 from rorqual.train.lineage import GIVEN, content, lineage_of, read_lineage
 from rorqual.train.loop import Place, Site
@@ -143,7 +145,32 @@ def _cold_start(config: Any, bench: Bench) -> Path:
 
 def _tasks(bench: Bench) -> TaskSet:
     stores = [path for role, path in bench.parents.items() if role.partition(" ")[0] == "tasks"]
-    return open_tasks(stores, bench.settings["isolation"], bench.settings["split"])
+    judge = build(JudgeConfig, bench.settings["judge"], "lineage") if "judge" in bench.settings else None
+    return open_tasks(stores, bench.settings["isolation"], bench.settings["split"], judge)
+
+
+def _specialists(bench: Bench) -> list[Specialist]:
+    """Those among the parents, by their role: `specialist DOMAIN-MODE`."""
+    found = []
+    for role, path in bench.parents.items():
+        if role.startswith("specialist "):
+            domain, _, mode = role.removeprefix("specialist ").rpartition("-")
+            found.append(Specialist(domain, "thinking" if mode == "thinking" else "direct", path))
+    return found
+
+
+def _distill(config: Any, bench: Bench) -> Path:
+    """Its data; the fine-tuning on it is a record of its own."""
+    from rorqual.stages import distill
+
+    return distill.conversations(build(distill.Config, config, "lineage"), _specialists(bench), _tasks(bench), bench.site())
+
+
+def _on_policy(config: Any, bench: Bench) -> Path:
+    from rorqual.stages import on_policy
+
+    settings = build(on_policy.Config, config, "lineage")
+    return on_policy.main(settings, bench.parents["init"], _specialists(bench), _tasks(bench), bench.site())
 
 
 STAGES: dict[str, Callable[[Any, Bench], Path]] = {
@@ -155,6 +182,8 @@ STAGES: dict[str, Callable[[Any, Bench], Path]] = {
     "sft": _sft,
     "grpo": _grpo,
     "cold_start": _cold_start,
+    "distill": _distill,
+    "on_policy": _on_policy,
 }
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from rorqual.config import build, dump, to_mapping
 from rorqual.errors import UserError, require
+from rorqual.rewards.judging import JudgeConfig
 from rorqual.runlog import RunLog, write_atomically
 from rorqual.stages import grpo
 from rorqual.stages.task_set import TaskSet
@@ -166,6 +167,10 @@ def _started(config: Config, init: Path, tasks: TaskSet, each: Specialist, slot:
         "--isolation", tasks.isolation, "--split", tasks.split, "--domains", each.domain, "--device", site.world.device.type,
         "--tasks", *map(str, tasks.sources.values()),
     ]  # fmt: skip
+    if tasks.judge is not None:
+        judge = directory / "judge.toml"
+        write_atomically(judge, dump(_JudgeTable(tasks.judge.config)))
+        command += ["--judge", str(judge)]
     environment = dict(os.environ)
     if config.devices:
         environment["CUDA_VISIBLE_DEVICES"] = config.devices[slot % len(config.devices)]
@@ -179,6 +184,11 @@ def _started(config: Config, init: Path, tasks: TaskSet, each: Specialist, slot:
 @dataclass(frozen=True)
 class _Table:
     grpo: grpo.Config
+
+
+@dataclass(frozen=True)
+class _JudgeTable:
+    judge: JudgeConfig
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from rorqual.config import to_mapping
 from rorqual.errors import UserError
+from rorqual.rewards.judging import Judge, JudgeConfig, JudgedEpisode
 from rorqual.tasks import AsyncEpisode, Store, Task, World, open_episode, splits
 
 Split = Literal["train", "test", "test_combination", "test_mechanism", "all"]
@@ -22,6 +24,8 @@ class TaskSet:
     isolation: str
     split: str
     sources: Mapping[str, Path]
+    judge: Judge | None = None
+    """Scores the attempts in its domains."""
 
     @property
     def by_domain(self) -> dict[str, list[str]]:
@@ -36,21 +40,28 @@ class TaskSet:
         if missing := [name for name in domains if name not in there]:
             raise UserError(f"no task of the split {self.split} for {', '.join(missing)}; there is {', '.join(there)}")
         chosen = {name: task for name, task in self.tasks.items() if task.family in domains}
-        return TaskSet(chosen, self.worlds, self.isolation, self.split, self.sources)
+        return replace(self, tasks=chosen)
 
     def open(self, task_id: str) -> AsyncEpisode:
-        return AsyncEpisode(open_episode(self.tasks[task_id], self.world(task_id), self.isolation))
+        task = self.tasks[task_id]
+        episode = open_episode(task, self.world(task_id), self.isolation)
+        if self.judge is not None and task.family in self.judge.config.domains:
+            return JudgedEpisode(episode, self.judge)
+        return AsyncEpisode(episode)
 
     def world(self, task_id: str) -> World | None:
         return self.worlds.get(self.tasks[task_id].world)
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """What beside the stores says which tasks these are and how they are played, for lineage."""
-        return {"isolation": self.isolation, "split": self.split}
+        judged = {"judge": to_mapping(self.judge.config)} if self.judge else {}
+        return {"isolation": self.isolation, "split": self.split, **judged}
 
 
-def open_tasks(directories: Path | Sequence[Path], isolation: str = "bwrap", split: Split = "train") -> TaskSet:
+def open_tasks(
+    directories: Path | Sequence[Path], isolation: str = "bwrap", split: Split = "train", judge: JudgeConfig | None = None
+) -> TaskSet:
     """The tasks of one split of all stores together. Raises UserError where there are none, or two share an id."""
     directories = [directories] if isinstance(directories, Path) else list(directories)
     tasks: dict[str, Task] = {}
@@ -75,4 +86,4 @@ def open_tasks(directories: Path | Sequence[Path], isolation: str = "bwrap", spl
         places = ", ".join(map(str, directories))
         raise UserError(f"{places}: holds no tasks of the split {split} ({found}); make some with rorqual synthesize --out DIR")
     sources = {"tasks" if len(directories) == 1 else f"tasks {n}": path for n, path in enumerate(directories)}
-    return TaskSet(tasks, worlds, isolation, split, sources)
+    return TaskSet(tasks, worlds, isolation, split, sources, Judge(judge) if judge else None)
