@@ -141,7 +141,10 @@ def publish(config: Config, found: Mapping[str, Mapping[str, Any]], directory: P
     from rorqual.report.mismatch import mismatch_page
 
     start = interval([each["start"] for each in _by_seed(config, found, *config.cells[0])])
-    table = {"config": _settings(config), "start": start, "rows": tabulate(config, found), "curves": curves(found)}
+    table = {
+        "config": _settings(config), "start": start, "rows": tabulate(config, found), "curves": curves(found),
+        "finite": all(each["finite"] for each in found.values()),
+    }  # fmt: skip
     write_atomically(directory / "mismatch.json", json.dumps(table, indent=1))
     write_atomically(directory / "mismatch.html", mismatch_page(table))
     return table
