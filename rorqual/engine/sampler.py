@@ -153,7 +153,7 @@ def kept_weights(raw: np.ndarray, draws: Sequence[Draw]) -> KeptWeights:
     weights = np.exp(logs)
     truncated = np.flatnonzero([bool(each.params.temperature) and _truncates(each.params) for each in draws])
     if len(truncated):
-        dropped = ~_truncation(weights[truncated], [draws[row].params for row in truncated])
+        dropped = ~_truncation(weights[truncated], [draws[row].params for row in truncated.tolist()])
         logs[truncated] = np.where(dropped, -np.inf, logs[truncated])
         weights[truncated] = np.where(dropped, 0, weights[truncated])
     return KeptWeights(logs, weights, admitted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rorqual.errors import UserError
@@ -54,6 +55,7 @@ class Transformer(nn.Module):
         self.mtp = MTP(config) if config.n_mtp_layers else None
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
+        self._head_copy: tuple[Tensor, tuple[int, int], Tensor] | None = None
         if not self.embed.weight.is_meta:
             init_weights(self, config.init_std, seed)
 
@@ -127,7 +129,18 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [N, V] of normalised hidden states [N, D]."""
-        return invariant_linear(hidden.float(), self.head.weight.float())
+        return invariant_linear(hidden.float(), self._wide_head())
+
+    def _wide_head(self) -> Tensor:
+        """The head in float32. Where a bf16 model decodes on a CPU the copy is kept until the head changes: making it anew for
+        every token would cost as much as the product."""
+        weight = self.head.weight
+        if weight.dtype == torch.float32 or weight.device.type != "cpu" or torch.is_grad_enabled():
+            return weight.float()
+        state = (weight.data_ptr(), weight._version)
+        if self._head_copy is None or self._head_copy[0] is not weight or self._head_copy[1] != state:
+            self._head_copy = (weight, state, weight.float())
+        return self._head_copy[2]
 
 
 def _blocks(config: ModelConfig) -> list[Block]:
