@@ -7,6 +7,7 @@ steps. Tokens go back to the caller's event loop as they are sampled.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -44,6 +45,8 @@ class Handle:
 
     service: EngineService
     loop: asyncio.AbstractEventLoop
+    streams: bool = True
+    """False: nobody iterates over its tokens, so that only its end is handed over."""
     request: Request | None = None
     _tokens: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     _sent: int = 0
@@ -67,10 +70,14 @@ class Handle:
         """Withdraw the request; its blocks are free after the step under way. Safe to call at any time, more than once."""
         self.service.command(lambda engine: self.request and engine.abort(self.request))
 
-    def _deliver(self, request: Request, completion: Completion | None) -> None:
-        """In the engine's thread: hand over what is new."""
-        fresh, self._sent = request.sampled[self._sent :], len(request.sampled)
-        self._in_loop(self._put, fresh, completion)
+    def _news(self, engine: Engine) -> Callable[[], None] | None:
+        """In the engine's thread: what hands over what is new, to be called in the caller's loop; None where nothing is."""
+        request = self.request
+        assert request is not None
+        if not request.is_finished and (not self.streams or self._sent == len(request.sampled)):
+            return None
+        fresh, self._sent = request.sampled[self._sent :] if self.streams else [], len(request.sampled)
+        return functools.partial(self._put, fresh, engine.completion(request) if request.is_finished else None)
 
     def _put(self, fresh: list[Sampled], completion: Completion | None) -> None:
         for item in fresh:
@@ -80,11 +87,13 @@ class Handle:
             self._tokens.put_nowait(_END)
 
     def _fail(self, error: BaseException) -> None:
-        self._in_loop(self._tokens.put_nowait, error)
+        _in_loop(self.loop, [functools.partial(self._tokens.put_nowait, error)])
 
-    def _in_loop(self, call: Callable[..., Any], *args: Any) -> None:
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(call, *args)
+
+def _in_loop(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]]) -> None:
+    """Have a loop make some calls, waking it once."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(lambda: [call() for call in calls])
 
 
 class EngineService:
@@ -112,14 +121,21 @@ class EngineService:
         self, prompt_tokens: Sequence[int], params: SamplingParams, constraint: Constraint | None = None
     ) -> Completion:
         """One completion; a caller that is cancelled withdraws its request."""
-        handle = self.submit(prompt_tokens, params, constraint)
+        handle = self.submit(prompt_tokens, params, constraint, streams=False)
         try:
             return await handle.completion()
         except asyncio.CancelledError:
             handle.abort()
             raise
 
-    def submit(self, prompt_tokens: Sequence[int], params: SamplingParams, constraint: Constraint | None = None) -> Handle:
+    def submit(
+        self,
+        prompt_tokens: Sequence[int],
+        params: SamplingParams,
+        constraint: Constraint | None = None,
+        *,
+        streams: bool = True,
+    ) -> Handle:
         """Queue a request from a coroutine. Raises Busy where the queue is full, Closing after close.
 
         A request that is wrong (an id beyond the vocabulary, say) raises its UserError when the handle is iterated over.
@@ -129,7 +145,7 @@ class EngineService:
         waiting = self.num_waiting
         if waiting >= self.max_waiting:
             raise Busy(waiting, retry_after_s=1 + waiting // 32)
-        handle = Handle(self, asyncio.get_running_loop())
+        handle = Handle(self, asyncio.get_running_loop(), streams)
         self._pending += 1
         self.command(lambda engine: self._add(engine, handle, prompt_tokens, params, constraint))
         return handle
@@ -190,10 +206,12 @@ class EngineService:
             self._settle(touched)
 
     def _carry_out(self) -> None:
+        if not self._commands:
+            return
         while self._commands:
             self._commands.popleft()(self.engine)
-            # A command may have computed steps or ended requests itself (replaced weights, aborted).
-            self._settle(list(self._handles))
+        # A command may have computed steps or ended requests itself (replaced weights, aborted).
+        self._settle(list(self._handles))
 
     def _add(
         self, engine: Engine, handle: Handle, prompt: Sequence[int], params: SamplingParams, constraint: Constraint | None
@@ -207,12 +225,17 @@ class EngineService:
         self._handles[handle.request] = handle
 
     def _settle(self, touched: Iterable[Request]) -> None:
+        """Hand over what is new of some requests, waking each caller's loop once."""
+        calls: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         for request in touched:
             handle = self._handles.get(request)
-            if handle is not None:
-                handle._deliver(request, self.engine.completion(request) if request.is_finished else None)
+            news = handle and handle._news(self.engine)
+            if handle and news:
+                calls.setdefault(handle.loop, []).append(news)
                 if request.is_finished:
                     del self._handles[request]
+        for loop, of_loop in calls.items():
+            _in_loop(loop, of_loop)
 
     def _abort_all(self, engine: Engine) -> None:
         for request in list(self._handles):
