@@ -16,8 +16,8 @@ PROJECT = {
     "tests/test_sums.py": "from sums import spread, total\n\n\ndef test_total():\n    assert total([1, 2, 3]) == 6\n\n\n"
     "def test_least():\n    assert total([1, 2, 3], 2) == 5\n\n\ndef test_spread():\n    assert spread([4, 9]) == 5\n",
 }
-FAST = {"writing": 12, "proof": 4, "general": 2}
-SLOW = {"maths": 3, "logic": 3, "programming": 3, "interpreter": 2, "search": 4, "code": 1}
+FAST = {"writing": 8, "proof": 4}
+SLOW = {"general": 3, "maths": 3, "logic": 3, "programming": 3, "interpreter": 2, "search": 4, "code": 1}
 
 
 def settings(family, machines, tmp_path):

@@ -28,7 +28,7 @@ from rorqual.rollout.archive import Archive
 from tests.evals.test_serving import OpenAIClient
 from tests.serve.conftest import CONFIG, TOKENIZER
 
-TASKS, SAMPLES = 6, 2
+TASKS, SAMPLES = 6, 3
 
 
 def talkative(seed):
@@ -42,6 +42,7 @@ def talkative(seed):
         rows = head[kept] * 20.0
         head[:], head[:, 0] = 0.0, -20.0
         head[kept], head[kept, 0] = rows, 0.0
+        head[kept[0], 0] = 0.15
     return model
 
 
@@ -57,7 +58,7 @@ def checkpoint(tmp_path_factory):
 def data(tmp_path_factory):
     """Two choices each: a message that is one letter answers, and is right about every other time."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = [{"question_id": i, "question": f"{i}?", "options": ["a", "b"], "answer": "A"} for i in range(TASKS)]
+    rows = [{"question_id": i, "question": f"{i}?", "options": ["a", "b"], "answer": "AB"[i % 2]} for i in range(TASKS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
