@@ -69,15 +69,15 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | None]:
 
 def _sample_tile(raw: np.ndarray, draws: Sequence[Draw]) -> list[Sampled | None]:
     top = raw.max(1, keepdims=True)
-    log_total = np.log(np.exp(raw - top).sum(1, keepdims=True))
-    if not np.isfinite(log_total).all():
+    shift = top + np.log(np.exp(raw - top).sum(1, keepdims=True))
+    if not np.isfinite(shift).all():
         raise FloatingPointError("the model's logits are not numbers: its weights have diverged, or its dtype overflows")
     kept = kept_weights(raw, draws)
     tokens, index = kept.draw(_noise(draws)), np.arange(len(draws))
-    drawn, plain = kept.logprobs_of(tokens).tolist(), (raw[index, tokens] - (top + log_total)[:, 0]).tolist()
+    drawn, plain = kept.logprobs_of(tokens).tolist(), (raw[index, tokens] - shift[:, 0]).tolist()
     sets = kept.sets()
     return [
-        Sampled(token, drawn[row], plain[row], sets[row], _top(raw[row] - (top + log_total)[row], draws[row].params.top_logprobs))
+        Sampled(token, drawn[row], plain[row], sets[row], _top(raw[row], shift[row, 0], draws[row].params.top_logprobs))
         if kept.admitted[row]
         else None
         for row, token in enumerate(tokens.tolist())
@@ -205,8 +205,9 @@ def _kept_counts(descending: np.ndarray, params: Sequence[SamplingParams]) -> np
     return np.maximum(counts, 1)
 
 
-def _top(logprobs: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+def _top(logits: np.ndarray, shift: float, count: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of a row and their log-probs."""
     if not count:
         return ()
-    order = np.argsort(-logprobs, kind="stable")[:count]
-    return tuple((int(token), float(logprobs[token])) for token in order)
+    order = np.argsort(-logits, kind="stable")[:count]
+    return tuple((int(token), float(logits[token] - shift)) for token in order)
