@@ -1,0 +1,237 @@
+"""Speciale's length penalty against the standard one at equal steps: does reasoning grow longer, and held-out success with it?
+
+The two runs differ in one number: the weight of the length penalty (`speciale.Config.length_share`). Base, tasks, steps and seeds
+are the same; both are judged on the same held-out tasks. Nothing is asserted about who wins: `verdict` says what came, from
+paired intervals over tasks and seeds. Without RORQUAL_BASE the harness trains its own smallest base: sums modulo 5, one term
+after another in its thoughts, and in half of its training data the thoughts break off early, so that how far it thinks is its
+choice, and an answer without them is a guess. RORQUAL_BASE=checkpoint and RORQUAL_TASKS=stores (colons between) replace both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from rorqual.chat import SPECIAL_TOKENS
+from rorqual.engine import EngineConfig
+from rorqual.evals.statistics import Interval, bootstrap, compare
+from rorqual.model.config import ModelConfig
+from rorqual.model.transformer import Transformer
+from rorqual.model.weights import save_model
+from rorqual.parallel.world import World
+from rorqual.rewards.domains import DomainReward, RewardConfig
+from rorqual.rewards.terms import LengthPenalty
+from rorqual.rollout.agent import AgentConfig
+from rorqual.rollout.collect import GroupConfig
+from rorqual.rollout.speaker import ChatMode
+from rorqual.rollout.trajectory import Trajectory
+from rorqual.runlog import RunLog
+from rorqual.stages import grpo, sft, speciale
+from rorqual.stages.sampling import AttemptConfig, attempts
+from rorqual.stages.task_set import TaskSet, open_tasks
+from rorqual.tasks import Store, Task, TaskRow, task_record
+from rorqual.train.loop import Pace, Site
+from rorqual.train.optimizer import OptimizerConfig
+from rorqual.train.policy_step import DomainObjective, PolicyConfig
+
+SECONDS = 1500
+QUICK_SECONDS = 60
+MODULUS = 5
+LENGTH_WEIGHT, LENGTH_SHARE = 0.5, 0.1
+"""Of the standard recipe, and what Speciale keeps of it."""
+CPU = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an experiment is."""
+
+    seeds: int
+    steps: int
+    prompts: int
+    held_out: int
+    conversations: int
+    epochs: int
+
+
+FULL = Size(seeds=3, steps=40, prompts=8, held_out=200, conversations=8000, epochs=2)
+QUICK = Size(seeds=1, steps=2, prompts=2, held_out=8, conversations=64, epochs=1)
+
+
+# --- the smallest base
+
+
+def terms_of(rng: random.Random) -> list[int]:
+    return [rng.randrange(MODULUS) for _ in range(rng.randrange(3, 8))]
+
+
+def question(terms: list[int]) -> str:
+    return "".join(map(str, terms)) + "="
+
+
+def thoughts(terms: list[int], count: int) -> str:
+    """Each term with the sum so far."""
+    return " ".join(f"{term}{sum(terms[: n + 1]) % MODULUS}" for n, term in enumerate(terms[:count]))
+
+
+def sum_tasks(directory: Path, count: int, seed: int) -> Path:
+    """A store of `count` different sums."""
+    store, rng, seen = Store(directory), random.Random(f"tasks/{seed}"), set[str]()
+    while len(seen) < count:
+        terms = terms_of(rng)
+        if question(terms) not in seen:
+            payload = {"check": {"kind": "exact", "value": str(sum(terms) % MODULUS)}, "gold": str(sum(terms) % MODULUS)}
+            task = Task(f"sum-{question(terms)[:-1]}", "maths", ({"role": "user", "content": question(terms)},), payload=payload)
+            store.append(task_record(TaskRow(task), (len(seen),)))
+            seen.add(question(terms))
+    store.seal({})
+    return directory
+
+
+def conversations(path: Path, count: int, held_out: set[str]) -> Path:
+    """Sums with their thoughts, half of them broken off early, none of them held out."""
+    rng, lines = random.Random("conversations"), []
+    while len(lines) < count:
+        terms = terms_of(rng)
+        if question(terms) in held_out:
+            continue
+        known = len(terms) if rng.random() < 0.5 else rng.randrange(len(terms))
+        reply = {"role": "assistant", "reasoning_content": thoughts(terms, known), "content": str(sum(terms) % MODULUS)}
+        lines.append(json.dumps({"messages": [{"role": "user", "content": question(terms)}, reply], "thinking": True}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def own_base(directory: Path, size: Size, held_out: set[str]) -> Path:
+    """A model of some ten thousand parameters, fine-tuned from nothing on the conversations."""
+    backend = Backend(models.BPE({letter: n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    shape = ModelConfig(
+        vocab_size=backend.get_vocab_size(), dim=48, n_layers=2, n_dense_layers=1, inter_dim=128, max_positions=64, n_heads=4,
+        q_lora_rank=32, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=12, v_head_dim=12, rope_theta=100.0, yarn=None,
+        index_n_heads=2, index_head_dim=16, index_topk=32, n_routed_experts=4, n_activated_experts=2, moe_inter_dim=48,
+        n_expert_groups=1, n_limited_groups=1, n_mtp_layers=0, init_std=0.1,
+    )  # fmt: skip
+    start = directory / "start"
+    save_model(Transformer(shape, seed=1), start, dtype="float32")
+    backend.save(str(start / "tokenizer.json"))
+    data = conversations(directory / "sums.jsonl", size.conversations, held_out)
+    config = sft.Config(
+        epochs=size.epochs,
+        rows=32,
+        length=64,
+        held_out_share=0.02,
+        optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=0.0),
+    )
+    return sft.main(config, start, data, site(directory / "sft"))
+
+
+# --- the two recipes
+
+
+def recipe(size: Size, seed: int) -> grpo.Config:
+    """The standard one: a strict length penalty."""
+    penalty = LengthPenalty(free_tokens=6, full_tokens=30)
+    return grpo.Config(
+        pace=Pace(size.steps, checkpoint_every=max(size.steps, 1)), prompts=size.prompts, groups=GroupConfig(8, 64),
+        agent=AGENT, rewards=RewardConfig(DomainReward(length=LENGTH_WEIGHT, language=0.0, penalty=penalty)),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.0), engine=ENGINE,
+        policy=PolicyConfig(default=DomainObjective(beta=0.0)), mode=ChatMode(thinking=True), seed=seed,
+    )  # fmt: skip
+
+
+AGENT = AgentConfig(max_turns=1, max_tokens=40, max_turn_tokens=40, window=64)
+ENGINE = EngineConfig(block_size=16, cache_tokens=8192, record_selection=True)
+
+
+def trained(name: str, base: Path, tasks: TaskSet, config: grpo.Config, directory: Path) -> Path:
+    """The base after one of the two recipes: they differ in what is left of the length penalty."""
+    if name == "standard":
+        return grpo.main(config, base, grpo.pool_of(tasks), site(directory))
+    domains = tuple(tasks.by_domain)
+    whole = speciale.Config(iterations=0, reasoning=config, domains=domains, length_share=LENGTH_SHARE, seed=config.seed)
+    return speciale.main(whole, base, tasks, site(directory))
+
+
+def measured(model: Path, tasks: TaskSet, config: grpo.Config, directory: Path) -> list[tuple[float, float]]:
+    """(success, sampled tokens) of one attempt at each held-out task."""
+    plan = AttemptConfig(GroupConfig(1, 64), config.agent, config.sampling, replace(config.engine, record_selection=False))
+    place = site(directory)
+    played = attempts(plan, model, list(tasks.tasks), tasks.open, config.mode.thinking, directory / "attempts", 99, place)
+    return [_of(trajectory) for group in played for trajectory in group]
+
+
+def _of(trajectory: Trajectory) -> tuple[float, float]:
+    return float(bool(trajectory.verdict and trajectory.verdict.passed)), float(trajectory.sampled_tokens)
+
+
+def site(directory: Path) -> Site:
+    return Site(directory, CPU, RunLog(directory, quiet=True))
+
+
+def shown(interval: Interval) -> list[float]:
+    return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
+
+
+def main(quick: bool) -> dict:
+    size = QUICK if quick else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        base, train, held_out = _given(root, size)
+        found: dict[str, list[tuple[float, float]]] = {"base": [], "standard": [], "speciale": []}
+        for seed in range(size.seeds):
+            config = recipe(size, seed)
+            models_by_name = {"base": base} | {
+                name: trained(name, base, train, config, root / f"{name}-{seed}") for name in ("standard", "speciale")
+            }
+            for name, model in models_by_name.items():
+                found[name] += measured(model, held_out, config, root / f"measured-{name}-{seed}")
+    return _report(found, size)
+
+
+def _given(root: Path, size: Size) -> tuple[Path, TaskSet, TaskSet]:
+    """Base, tasks to learn from, tasks held out."""
+    if base := os.environ.get("RORQUAL_BASE"):
+        stores = [Path(path) for path in os.environ.get("RORQUAL_TASKS", "").split(":") if path]
+        tasks = {split: open_tasks(stores, "bwrap", split) for split in ("train", "test")}
+        return Path(base), tasks["train"], tasks["test"]
+    stores = {
+        name: sum_tasks(root / name, count, n)
+        for n, (name, count) in enumerate({"held_out": size.held_out, "train": 400}.items())
+    }
+    held_out = open_tasks(stores["held_out"], "inline", "all")
+    train = open_tasks(stores["train"], "inline", "all")
+    unseen = {name: task for name, task in train.tasks.items() if name not in held_out.tasks}
+    base = own_base(root / "base", size, {task.prompt for task in held_out.tasks.values()})
+    return base, replace(train, tasks=unseen), held_out
+
+
+def _report(found: dict[str, list[tuple[float, float]]], size: Size) -> dict:
+    assert len({len(values) for values in found.values()}) == 1, "every policy is measured on the same attempts"
+    assert all(length > 0 for _, length in found["speciale"])
+    success, length = ({name: [each[i] for each in values] for name, values in found.items()} for i in (0, 1))
+    differences = {
+        name: compare(values["standard"], values["speciale"]).difference
+        for name, values in (("success", success), ("tokens", length))
+    }
+    return {
+        "seeds": size.seeds, "steps": size.steps, "held_out": size.held_out,
+        "length_weight": LENGTH_WEIGHT, "length_share": LENGTH_SHARE,
+        "success": {name: shown(bootstrap(values)) for name, values in success.items()},
+        "tokens": {name: shown(bootstrap(values)) for name, values in length.items()},
+        "speciale_less_standard": {name: shown(interval) for name, interval in differences.items()},
+        "verdict": {
+            "reasoning is longer": differences["tokens"].low > 0,
+            "held-out success is higher": differences["success"].low > 0,
+        },
+    }  # fmt: skip
