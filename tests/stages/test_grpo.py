@@ -82,9 +82,13 @@ CONFIG = grpo.Config(
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory) -> Path:
+    return save_taught(tmp_path_factory.mktemp("init") / "model", SHAPE)
+
+
+def save_taught(path: Path, shape: ModelConfig) -> Path:
     """A model that answers with one of eight letters, about evenly: trained on that in a second or two."""
     torch.manual_seed(0)
-    model = Transformer(SHAPE, seed=4)
+    model = Transformer(shape, seed=4)
     rows = []
     for letter in LETTERS:
         chat = encode_with_sources(
@@ -99,7 +103,6 @@ def init(tmp_path_factory) -> Path:
         adam.zero_grad()
         loss.backward()
         adam.step()
-    path = tmp_path_factory.mktemp("init") / "model"
     save_model(model, path, dtype="float32")
     TOKENIZER.backend.save(str(path / "tokenizer.json"))
     return path
@@ -142,12 +145,23 @@ def start_run(init, directory):
     return subprocess.Popen([sys.executable, "-c", RUN, str(init), str(directory)], env={**os.environ, "PYTHONPATH": "."})
 
 
-@pytest.mark.parametrize("after_s", [3.0, pytest.param(4.5, marks=pytest.mark.slow), pytest.param(6.0, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_ends_with_the_same_bits_and_plays_nothing_twice(init, tmp_path, after_s):
+def wait_for(condition, process, seconds=100.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < until, "the run ended, or never got there"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("step", "files"), [(0, 7), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(4, 20, marks=pytest.mark.slow)]
+)
+def test_killed_at_any_moment_it_ends_with_the_same_bits_and_plays_nothing_twice(init, tmp_path, step, files):
+    """Killed as soon as so many attempts of an iteration are archived: before the first checkpoint, after one, between two."""
     whole = start_run(init, tmp_path / "whole")
     assert whole.wait(120) == 0
     killed = start_run(init, tmp_path / "killed")
-    time.sleep(after_s)
+    archive = tmp_path / "killed" / "rollouts" / f"{step:08d}"
+    wait_for(lambda: len(list(archive.glob("[!.]*.npz"))) >= files, killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "rollouts").rglob("*.npz")}
