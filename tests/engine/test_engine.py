@@ -8,6 +8,7 @@ import torch
 
 from rorqual.engine import Engine, EngineConfig, cache
 from rorqual.errors import UserError
+from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
 from rorqual.model.replay import Replay
 from rorqual.model.trace import Trace
@@ -90,6 +91,13 @@ def test_how_requests_are_flocked_changes_no_bit(model, monkeypatch, shortest, m
     engine = Engine(model, EngineConfig(block_size=4, speculative=True, max_step_tokens=50))
     for prompt, done in zip(asked, engine.generate(asked, DRAWN), strict=True):
         same(done, alone(model, prompt, DRAWN))
+
+
+def test_dense_attention_too_is_the_same_bits_whatever_the_company(model):
+    dense, asked = AttentionMode(sparse=False), prompts(6, seed=7, shared=5)
+    together = Engine(model, EngineConfig(block_size=4, max_step_tokens=21), dense).generate(asked, DRAWN)
+    for prompt, done in zip(asked, together, strict=True):
+        same(done, Engine(model, EngineConfig(prefix_cache=False), dense).generate([prompt], DRAWN)[0])
 
 
 def test_a_prefix_hit_changes_nothing_but_the_work(model):
