@@ -203,8 +203,12 @@ _ASKED = {
 }
 
 
+_PART = re.compile(r"^(?=(?:Problem|Solution|Evaluations?):$)", re.MULTILINE)
+"""Where a part's own text spells a part's heading: it is moved in by a space, so that no solution can forge another problem."""
+
+
 def _ask(role: str, words: Words, **parts: str) -> Messages:
-    shown = [f"{name.capitalize()}:\n{text}" for name, text in parts.items()]
+    shown = [f"{name.capitalize()}:\n{_PART.sub(' ', text)}" for name, text in parts.items()]
     return ({"role": "user", "content": "\n\n".join([_ASKED[words][role], *shown])},)
 
 
