@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from rorqual.rollout.trajectory import End, Trajectory
 
 Attempts = Mapping[str, Sequence[Trajectory]]
 UNSCORED_ENDS = (End.POLICY_FAILED, End.WORLD_FAILED)
+_TRIES = re.compile(r" \(\d+ tries in \d+ s\)$")
+"""What an endpoint's failure ends with: how often and how long it was asked, which would set equal failures apart."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _outcomes(counted: Attempts) -> dict[str, Any]:
     verdicts = Counter(_verdict_name(each) for each in flat)
     judged = [each.verdict for each in flat if each.verdict and each.end not in UNSCORED_ENDS]
     reasons = Counter(reason for verdict in judged if not verdict.passed for reason in verdict.reasons[:1])
-    details = Counter(each.detail[:120] for each in flat if each.end in UNSCORED_ENDS and each.detail)
+    details = Counter(_TRIES.sub("", each.detail)[:200] for each in flat if each.end in UNSCORED_ENDS and each.detail)
     return {
         "ends": dict(sorted(Counter(str(each.end) for each in flat).items())),
         "verdicts": dict(sorted(verdicts.items())),

@@ -8,8 +8,10 @@ from typing import Any
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b2733}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #d8dee4}
-th:first-child,td:first-child{text-align:left}.warn{color:#b42318}"""
+th:first-child,td:first-child{text-align:left}pre{white-space:pre-wrap}main{overflow-x:auto}.warn{color:#b42318}"""
 CONTEXTS = ("none", "summary", "discard-75", "discard-all", "parallel-fewest-step")
+VERDICTS = {"passed": "#1a7f37", "wrong": "#b42318", "unfinished": "#bf8700"}
+"""Colours of the named ends; what has no score is grey."""
 COLOURS = ("#57606a", "#bf8700", "#8250df", "#1a7f37", "#0969da")
 
 
@@ -35,7 +37,7 @@ def evaluation_page(runs: Sequence[Mapping[str, Any]]) -> str:
         _published(runs),
     ]
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
-    return f"{head}<script>{get_plotlyjs()}</script><body>{''.join(filter(None, parts))}</body></html>"
+    return f"{head}<script>{get_plotlyjs()}</script><body><main>{''.join(filter(None, parts))}</main></body></html>"
 
 
 def steps_figure(runs: Sequence[Mapping[str, Any]]) -> Any:
@@ -95,7 +97,13 @@ def ends_figure(runs: Sequence[Mapping[str, Any]]) -> Any:
 
     names = sorted({name for run in runs for name in run["outcomes"]["verdicts"]})
     labels = [f"{number}: {run['context']}" for number, run in enumerate(runs, 1)]
-    bars = [Bar(name=name, x=labels, y=[run["outcomes"]["verdicts"].get(name, 0) for run in runs]) for name in names]
+    bars = [
+        Bar(
+            name=name, x=labels, y=[run["outcomes"]["verdicts"].get(name, 0) for run in runs],
+            marker_color=VERDICTS.get(name, "#8c959f"),
+        )
+        for name in names
+    ]  # fmt: skip
     figure = Figure(bars)
     figure.update_layout(barmode="stack", yaxis_title="attempts", template="simple_white", height=360)
     return figure
@@ -138,8 +146,13 @@ def _warnings(run: Mapping[str, Any]) -> str:
 
 
 def _accounts(runs: Sequence[Mapping[str, Any]]) -> str:
-    names = list(runs[0]["accounts"])
-    return _table(("context", *names), [(run["context"], *(f"{run['accounts'][name]:g}" for name in names)) for run in runs])
+    names = [name for name in runs[0]["accounts"] if any(run["accounts"].get(name) for run in runs)]
+    rows = [(run["context"], *(_amount(run["accounts"].get(name, 0)) for name in names)) for run in runs]
+    return _table(("context", *(name.replace("_", " ") for name in names)), rows)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def _published(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 import pytest
 
 from rorqual.errors import UserError
-from rorqual.evals import runner
+from rorqual.evals import runner, scenario_host
 from rorqual.evals.benchmark import Options
 from rorqual.evals.catalogue import benchmark
 from rorqual.evals.policies import Player, PolicyOptions, Scripted, calls, open_policy, says
@@ -145,7 +146,7 @@ def test_the_ground_truth_scores_one_and_words_alone_score_zero(data, tmp_path):
 
 
 def test_stored_dialogues_are_judged_anew_to_the_same_verdicts(data, tmp_path):
-    attempts, _, suite = played(data(), tmp_path)
+    attempts, _, suite = played(data(QUESTIONS[:1]), tmp_path)
     judged = asyncio.run(runner.rescore(suite, {name: [each] for name, each in attempts.items()}))
     assert all(group[0].verdict == attempts[name].verdict for name, group in judged.items())
     assert [d.what for d in suite.defects] == []
@@ -154,24 +155,46 @@ def test_stored_dialogues_are_judged_anew_to_the_same_verdicts(data, tmp_path):
 ONE = ([("turn_to", {"level": 3})], [("read", {}), ("rename", {"name": "a"})])
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The classes where the host looks for them, in this process."""
+    root = tmp_path_factory.mktemp("host")
+    folder = root / scenario_host.PACKAGE.replace(".", "/")
+    folder.mkdir(parents=True)
+    (folder / "things.py").write_text(SOURCE)
+    (folder / "words.py").write_text("SHOUT = '!'\n")
+    sys.path.insert(0, str(root))
+    yield
+    sys.path.remove(str(root))
+
+
 @pytest.mark.parametrize(
     "turns, reasons",
     [
-        (ONE, ()),
-        (([("turn_to", {"level": 9}), ("read", {}), ("turn_to", {"level": 3})], [("rename", {"name": "a"}), ("read", {})]), ()),
-        (([("turn_to", {"level": 11}), ("turn_to", {"level": 3})], ONE[1]), ()),
-        (([("turn_to", {"level": 3}), ("read", {})], [("rename", {"name": "a"})]), ()),  # read before: its result was had
-        (([], ONE[1]), ("turn 1: no call was made",)),
-        (([("turn_to", {"level": 4})], ONE[1]), ("turn 1: state", "Lamp.level")),
-        ((ONE[0], [("read", {}), ("rename", {"name": "b"})]), ("turn 2: state", "Lamp.names")),
-        ((ONE[0], [("rename", {"name": "a"})]), ("turn 2: response", "3")),
-        (([("turn_to", {"lumen": 3})], ONE[1]), ("turn 1: state", "Lamp.level")),
-        (([("fly", {})], ONE[1]), ("turn 1: no call was made",)),
+        (ONE, []),
+        (([("turn_to", {"level": 9}), ("read", {}), ("turn_to", {"level": 3})], [("rename", {"name": "a"}), ("read", {})]), []),
+        (([("turn_to", {"level": 11}), ("turn_to", {"level": 3})], ONE[1]), []),
+        (([("turn_to", {"level": 3}), ("read", {})], [("rename", {"name": "a"})]), []),  # read before: its result was had
+        (([], ONE[1]), ["turn 1: no call was made"]),
+        (([("turn_to", {"level": 4})], ONE[1]), ["turn 1: state", "Lamp.level"]),
+        ((ONE[0], [("read", {}), ("rename", {"name": "b"})]), ["turn 2: state", "Lamp.names"]),
+        ((ONE[0], [("rename", {"name": "a"})]), ["turn 2: response", "3"]),
+        (([("turn_to", {"lumen": 3})], ONE[1]), ["turn 1: state", "Lamp.level"]),
+        ((ONE[0],), ["turn 2: no call was made"]),
     ],
 )
-def test_turns_are_judged_by_state_and_by_responses(data, tmp_path, turns, reasons):
-    attempts, _, _ = played(data(QUESTIONS[:1]), tmp_path, scripted(*turns))
-    assert attempts["multi_turn_base_0"].verdict.reasons == reasons
+def test_turns_are_judged_by_state_and_by_responses(package, turns, reasons):
+    gold = [[["turn_to", [3], {}]], [["read", [], {}], ["rename", [], {"name": "a"}]]]
+    made = [[[name, [], given] for name, given in turn] for turn in turns]
+    request = {"classes": {"Lamp": "things"}, "config": {"Lamp": {"level": 1}}, "long": False, "turns": made, "gold": gold}
+    assert scenario_host.play(request)["reasons"] == reasons
+
+
+def test_an_unknown_function_is_refused_and_no_call(data, tmp_path):
+    attempts, _, _ = played(data(QUESTIONS[:1]), tmp_path, scripted([("fly", {})], ONE[1]))
+    attempt = attempts["multi_turn_base_0"]
+    assert attempt.verdict.reasons == ("turn 1: no call was made",)
+    assert "there is no tool fly" in attempt.turns[0].observations[0].content
 
 
 def test_a_withheld_function_comes_with_its_turn_and_an_excluded_one_never(data, tmp_path):
