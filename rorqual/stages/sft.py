@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -80,9 +81,13 @@ def main(config: Config, init: Path, data: Path, site: Site) -> Path:
     per_epoch = math.ceil(len(packed_rows(found.train, config.length, f"{config.seed}/0")) / config.rows)
     pace = Pace(config.epochs * per_epoch, config.checkpoint_every)
 
+    @lru_cache(maxsize=1)
+    def rows_of(epoch: int) -> list[list[int]]:
+        return packed_rows(found.train, config.length, f"{config.seed}/{epoch}")
+
     def one_step(step: int) -> dict[str, float]:
         epoch, at = divmod(step, per_epoch)
-        rows = packed_rows(found.train, config.length, f"{config.seed}/{epoch}")
+        rows = rows_of(epoch)
         # Epochs may pack into one row more or less; the last step takes what is left, and begins again where there is none.
         mine = [rows[i % len(rows)] for i in range(at * config.rows, (at + 1) * config.rows)]
         outcome = train_step(
