@@ -42,7 +42,7 @@ from rorqual.train.loop import Pace, Site
 from rorqual.train.optimizer import OptimizerConfig
 from rorqual.train.policy_step import DomainObjective, PolicyConfig
 
-SECONDS = 1500
+SECONDS = 900
 QUICK_SECONDS = 60
 MODULUS = 5
 LENGTH_WEIGHT, LENGTH_SHARE = 0.5, 0.1
@@ -62,7 +62,7 @@ class Size:
     epochs: int
 
 
-FULL = Size(seeds=3, steps=40, prompts=8, held_out=200, conversations=8000, epochs=2)
+FULL = Size(seeds=3, steps=30, prompts=8, held_out=200, conversations=8000, epochs=3)
 QUICK = Size(seeds=1, steps=2, prompts=2, held_out=8, conversations=64, epochs=1)
 
 
@@ -78,8 +78,8 @@ def question(terms: list[int]) -> str:
 
 
 def thoughts(terms: list[int], count: int) -> str:
-    """Each term with the sum so far."""
-    return " ".join(f"{term}{sum(terms[: n + 1]) % MODULUS}" for n, term in enumerate(terms[:count]))
+    """Each term with the sum so far, and a full stop, which may come early."""
+    return " ".join(f"{term}{sum(terms[: n + 1]) % MODULUS}" for n, term in enumerate(terms[:count])) + "."
 
 
 def sum_tasks(directory: Path, count: int, seed: int) -> Path:
