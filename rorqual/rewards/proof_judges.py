@@ -100,7 +100,7 @@ class Judges:
     weights: ProofWeights = field(default_factory=ProofWeights)
 
 
-class JudgedEpisode:
+class JudgedProof:
     """One attempt at a proof task whose verdict's score is the role's reward; an asynchronous episode, as `play` takes it."""
 
     is_over = False

@@ -12,27 +12,32 @@ from typing import Any
 import torch
 
 from rorqual.chat import Tokenizer
+from rorqual.config import build, to_mapping
 from rorqual.engine import Engine, EngineConfig
 from rorqual.engine.service import EngineService
 from rorqual.errors import UserError, require
 from rorqual.model.weights import load_model
 from rorqual.policy import ChatPolicy, ChatReply, Message, SamplingParams
 from rorqual.rewards.domains import DomainReward
-from rorqual.rewards.proof_judges import JudgedEpisode, Judges
+from rorqual.rewards.proof_judges import JudgedProof, Judges
 from rorqual.rewards.proof_programs import PROGRAMS, ProofProgram
 from rorqual.rewards.proofs import ProofWeights
 from rorqual.rollout.endpoint import EndpointConfig, EndpointPolicy
 from rorqual.rollout.speaker import ChatMode, ChatOfTokens
+from rorqual.stages import grpo
 from rorqual.stages.grpo import TaskPool
 from rorqual.stages.task_set import TaskSet
 from rorqual.tasks.proof_tasks import Role
 from rorqual.tasks.proofs import Words
+from rorqual.train.loop import Site
 
 DOMAINS = {Role.PROVE: "proof", Role.VERIFY: "verification", Role.META_VERIFY: "meta_verification"}
 """Each role is a domain of its own, with its own share of the prompts, beta and weights."""
 PROOF_REWARD = DomainReward(outcome=1.0, format=0.0, length=0.0, language=0.0)
 """The verdict's score is the whole reward of a proof role: its format stands in it already (rorqual.rewards.proofs)."""
 TRAINED, PROGRAM, NONE = "trained", "program", "none"
+PROOFS, JUDGE = "proofs", "judge of proofs"
+"""In a lineage record: the setting that says how proofs were judged, and the role of the checkpoint that judged them."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,12 @@ def open_role(
     return ChatOfTokens(services[-1], Tokenizer.open(Path(name)), ChatMode(config.thinking))
 
 
-def proof_pool(tasks: TaskSet, judges: Judges, domains: Sequence[str], more: Mapping[str, Path] | None = None) -> TaskPool:
+def proof_pool(
+    tasks: TaskSet, judges: Judges, domains: Sequence[str], config: JudgeConfig | None = None, trained: Path | None = None
+) -> TaskPool:  # fmt: skip
     """The tasks of these domains: proof roles judged by `judges`, other families by their own verifiers.
 
-    more: further sources for the lineage record, such as the judges' checkpoint. Raises UserError for a domain without a task.
+    config, trained: what the judges were opened with, for the lineage record. Raises UserError for a domain without a task.
     """
     by_domain: dict[str, list[str]] = {}
     for task in tasks.tasks.values():
@@ -142,6 +149,19 @@ def proof_pool(tasks: TaskSet, judges: Judges, domains: Sequence[str], more: Map
 
     def opened(task_id: str) -> Any:
         task = tasks.tasks[task_id]
-        return JudgedEpisode(task, judges) if task.family == "proof" else tasks.open(task_id)
+        return JudgedProof(task, judges) if task.family == "proof" else tasks.open(task_id)
 
-    return TaskPool(by_domain, opened, {**tasks.sources, **(more or {})}, tasks.settings)
+    asked = config is not None and TRAINED in (config.verifier, config.meta_verifier)
+    sources = {**tasks.sources, JUDGE: trained} if trained and asked else tasks.sources
+    settings = {**tasks.settings, PROOFS: {"domains": list(domains), "judges": to_mapping(config)}} if config else tasks.settings
+    return TaskPool(by_domain, opened, sources, settings)
+
+
+def judged_again(
+    stage: grpo.Config, parents: Mapping[str, Path], tasks: TaskSet, proofs: Mapping[str, Any], site: Site
+) -> Path:  # fmt: skip
+    """A stage with judged proofs from its lineage record: the same judges, domains and tasks."""
+    config, trained = build(JudgeConfig, proofs["judges"], "lineage"), parents.get(JUDGE)
+    with open_judges(config, trained, site.world.device) as judges:
+        pool = proof_pool(tasks, judges, proofs["domains"], config, trained)
+        return grpo.main(stage, parents["init"], pool, site)

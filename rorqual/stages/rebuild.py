@@ -130,7 +130,12 @@ def _sft(config: Any, bench: Bench) -> Path:
 
 def _grpo(config: Any, bench: Bench) -> Path:
     from rorqual.stages import grpo
+    from rorqual.stages.proof_pool import PROOFS, judged_again
 
+    if PROOFS in bench.settings:
+        return judged_again(
+            build(grpo.Config, config, "lineage"), bench.parents, _tasks(bench), bench.settings[PROOFS], bench.site()
+        )
     return grpo.main(build(grpo.Config, config, "lineage"), bench.parents["init"], grpo.pool_of(_tasks(bench)), bench.site())
 
 

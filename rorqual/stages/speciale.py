@@ -116,14 +116,14 @@ def with_proof_rewards(config: grpo.Config) -> grpo.Config:
 def _verifier(config: Config, start: Path, before: Path | None, tasks: TaskSet, number: int, site: Site) -> Path:
     place = _below(site, number, "verifier")
     with open_judges(config.judges, before, site.world.device) as judges:
-        pool = proof_pool(tasks, judges, (VERIFICATION, META_VERIFICATION), {"judge": before} if before else None)
+        pool = proof_pool(tasks, judges, (VERIFICATION, META_VERIFICATION), config.judges, before)
         return grpo.main(with_proof_rewards(config.verifier), start, pool, place)
 
 
 def _generator(config: Config, verifier: Path, tasks: TaskSet, number: int, site: Site) -> Path:
     place = _below(site, number, "generator")
     with open_judges(config.judges, verifier, site.world.device) as judges:
-        pool = proof_pool(tasks, judges, (PROOF,), {"judge": verifier})
+        pool = proof_pool(tasks, judges, (PROOF,), config.judges, verifier)
         return grpo.main(with_proof_rewards(config.generator), verifier, pool, place)
 
 
@@ -132,7 +132,7 @@ def _reasoning(config: Config, start: Path, verifier: Path | None, tasks: TaskSe
     assert config.reasoning is not None
     stage = replace(config.reasoning, rewards=reduced(config.reasoning.rewards, config.length_share))
     with open_judges(config.judges, verifier, site.world.device) as judges:
-        pool = proof_pool(tasks, judges, config.domains, {"judge": verifier} if verifier else None)
+        pool = proof_pool(tasks, judges, config.domains, config.judges, verifier)
         return grpo.main(with_proof_rewards(stage), start, pool, place)
 
 
@@ -160,7 +160,8 @@ def _labelled(config: Config, generator: Path, verifier: Path, tasks: TaskSet, n
             _store(store, labels, tasks, config, place)
     site.world.barrier()
     more = [*tasks.sources.values(), store.directory] if store.tasks() else list(tasks.sources.values())
-    return open_tasks(more, tasks.isolation, tasks.split)  # type: ignore[arg-type]
+    judge = tasks.judge.config if tasks.judge else None
+    return open_tasks(more, tasks.isolation, tasks.split, judge)  # type: ignore[arg-type]
 
 
 Labelled = list[tuple[str, str, Label]]

@@ -12,7 +12,7 @@ from rorqual.errors import FieldErrors
 from rorqual.policy import ChatReply, SamplingParams, StopReason
 from rorqual.rewards.domains import DomainReward, reward
 from rorqual.rewards.labelling import Checked, Ground, LabelConfig, decide, label
-from rorqual.rewards.proof_judges import JudgedEpisode, Judges, Unjudged, ask_verifier, judged
+from rorqual.rewards.proof_judges import JudgedProof, Judges, Unjudged, ask_verifier, judged
 from rorqual.rewards.proof_programs import (
     ProofProgram,
     always_one,
@@ -201,16 +201,16 @@ def test_an_attempt_whose_judge_fails_is_invalid_and_never_zero():
         Judges(Says("no"), ProofProgram(exact_meta_verifier)),
         Judges(ProofProgram(exact_verifier), Says(None)),
     ):
-        verdict = asyncio.run(JudgedEpisode(task, judges).finish(own))
+        verdict = asyncio.run(JudgedProof(task, judges).finish(own))
         assert not verdict.is_valid and verdict.score is None
-    assert asyncio.run(JudgedEpisode(task, Judges()).finish("no form")).score == 0, "but the form needs no judge"
+    assert asyncio.run(JudgedProof(task, Judges()).finish("no form")).score == 0, "but the form needs no judge"
 
 
 def test_a_judged_episode_is_played_and_its_verdict_is_the_domains_outcome():
     task = proof_task(Role.PROVE, {"problem": "a+0 = a"})
     judges = Judges(ProofProgram(exact_verifier), ProofProgram(exact_meta_verifier))
     made = write_proof("a+0\n= a [one]", "No flaw.", 1)
-    played = asyncio.run(play(JudgedEpisode(task, judges), speaker_of(Says(made)), AgentConfig(), PARAMS))
+    played = asyncio.run(play(JudgedProof(task, judges), speaker_of(Says(made)), AgentConfig(), PARAMS))
     found = reward(played, DomainReward(outcome=1.0, format=0.0, length=0.0, language=0.0))
     assert found.value == pytest.approx(0.76 * 0.5 + 0.24 * 0.5)
     assert played.verdict.measures == {"format": 1.0, "proof": 0.5, "self_evaluation": 0.5, "meta": 1.0}
