@@ -17,6 +17,7 @@ from rorqual.errors import require
 from rorqual.model.call import AttentionMode
 from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import World
+from rorqual.train.balance import imbalance, move_biases
 from rorqual.train.grpo import KlEstimator, Reduction, grpo_loss
 from rorqual.train.optimizer import Optimizer, clip_, squared_norm
 from rorqual.train.samples import (
@@ -54,6 +55,10 @@ class PolicyConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     index_weight: float = 1.0
     """Of the restricted indexer loss; 0 freezes the indexers."""
+    mtp_weight: float = 0.0
+    """Of the MTP module's loss on sampled tokens, so that it drafts for the policy there is; its gradient reaches the model."""
+    bias_rate: float = 0.0
+    """Step of the expert biases towards balance after each update; 0 leaves them, as routing is replayed."""
     attention: AttentionMode = field(default_factory=AttentionMode)
     """How the trainer attends. The default computes as the engine does; expanded is faster for short sequences, and equal up
     to rounding."""
@@ -65,6 +70,8 @@ class PolicyConfig:
             clip_low=(0 <= self.clip_low <= 1, "in [0, 1]"),
             clip_high=(self.clip_high >= 0, "at least 0"),
             index_weight=(self.index_weight >= 0, "at least 0"),
+            mtp_weight=(self.mtp_weight >= 0, "at least 0"),
+            bias_rate=(self.bias_rate >= 0, "at least 0"),
         )
 
     def of(self, domain: str) -> DomainObjective:
@@ -84,7 +91,11 @@ class PolicyObjective(nn.Module):
 
     def forward(self, batch: SampleBatch) -> Scored:
         wants_index = self.config.index_weight > 0 and self.model.config.has_indexer and torch.is_grad_enabled()
-        return score(self.model, batch, "restricted" if wants_index else "none", self.config.attention)
+        return score(self.model, batch, "restricted" if wants_index else "none", self.config.attention, self.trains_mtp)
+
+    @property
+    def trains_mtp(self) -> bool:
+        return self.config.mtp_weight > 0 and self.model.mtp is not None and torch.is_grad_enabled()
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ def policy_step(
     counts = _counts(parts, world)
     divisor = {"sequence": counts["sequences"], "token": counts["tokens"], "constant": counts["places"]}[config.reduction]
     totals: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
+    loads: dict[int, Tensor] = {}
     for part, is_real in _padded(parts, objective, world):
         scored = objective(part.batch)
         batch = part.batch if is_real else replace(part.batch, mask=torch.zeros_like(part.batch.mask))
@@ -129,12 +141,20 @@ def policy_step(
             index = sum(each.sum() for each in index_losses) / counts["rows"] * is_real
             loss = loss + config.index_weight * index
             totals["index_loss"] += float(index.detach()) / len(index_losses)
+        if scored.mtp_loss is not None:
+            mtp = scored.mtp_loss / counts["mtp_targets"] * is_real
+            loss = loss + config.mtp_weight * mtp
+            totals["mtp_loss"] += float(mtp.detach())
         loss.backward()
+        for layer, load in scored.trace.loads.items():
+            loads[layer] = loads.get(layer, torch.zeros_like(load)) + load * is_real
         if is_real:
             _add(totals, statistics, scored, batch)
     norms = _clip(optimizer, world)
     optimizer.step(rate)
-    return _metrics(totals, world) | norms | {"train/learning_rate": rate}
+    loads = {layer: world.sum(load) for layer, load in sorted(loads.items())}
+    move_biases(objective.model, loads, config.bias_rate)
+    return _metrics(totals, world) | norms | imbalance(loads) | {"train/learning_rate": rate}
 
 
 def _loss(batch: SampleBatch, scored: Scored, reference: Tensor | None, config: PolicyConfig, divisor: Tensor):
@@ -156,6 +176,7 @@ def _counts(parts: Sequence[Prepared], world: World) -> dict[str, Tensor]:
     own = {
         "sequences": sum(len(part.batch.trajectories.unique()) for part in parts),
         "tokens": sum(part.batch.num_tokens for part in parts),
+        "mtp_targets": sum(part.batch.num_mtp_targets for part in parts),
         "places": sum(part.batch.mask.numel() for part in parts),
         "rows": sum(int((part.batch.documents >= 0).sum()) for part in parts),
     }
@@ -184,7 +205,7 @@ def _clip(optimizer: Optimizer, world: World) -> dict[str, float]:
     return norms
 
 
-SUMMED = ("policy_loss", "kl_loss", "tokens", "sequences", "empty_rows", "index_loss", "rows")
+SUMMED = ("policy_loss", "kl_loss", "index_loss", "mtp_loss", "tokens", "sequences", "empty_rows", "rows")
 BY_ROW = ("masked_share",)
 BY_TOKEN = (
     "kl", "clip_share", "clip_share_high", "clip_share_low", "masked_tokens", "ratio_mean", "mismatch_mean", "mismatch_abs",

@@ -7,11 +7,12 @@ selected keys, the same kept set and temperature. Each replay has a switch, for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.errors import require
@@ -20,7 +21,7 @@ from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
 from rorqual.model.replay import Replay
 from rorqual.model.trace import IndexLossKind, Trace
-from rorqual.model.transformer import Transformer
+from rorqual.model.transformer import States, Transformer
 from rorqual.parallel.apply import Opaque
 from rorqual.policy import KeptTokens
 from rorqual.rollout.trajectory import Sample
@@ -77,6 +78,11 @@ class SampleBatch:
     @property
     def num_tokens(self) -> int:
         return int(self.mask.sum())
+
+    @property
+    def num_mtp_targets(self) -> int:
+        """Sampled tokens that have two tokens before them."""
+        return int(self.mask[:, 1:].sum())
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ class Scored:
     logprobs: Tensor
     entropies: Tensor
     trace: Trace
+    mtp_loss: Tensor | None = None
+    """The MTP module's summed cross-entropy on sampled tokens, where asked for."""
 
 
 def score(
@@ -143,6 +151,7 @@ def score(
     batch: SampleBatch,
     index_loss: IndexLossKind = "none",
     mode: AttentionMode | None = None,
+    mtp: bool = False,
 ) -> Scored:
     """What the model thinks of a batch's sampled tokens, with the batch's replay; differentiable in the model's weights."""
     trace = Trace(index_loss=index_loss)
@@ -158,7 +167,19 @@ def score(
     logprobs, entropies = token_logprobs(
         states.hidden, model.head.weight, rows.pack(targets), rows.pack(temperature), kept, return_entropy=True
     )
-    return Scored(rows.unpack(logprobs), rows.unpack(entropies), trace)
+    mtp_loss = _mtp_loss(model, states, batch) if mtp else None
+    return Scored(rows.unpack(logprobs), rows.unpack(entropies), trace, mtp_loss)
+
+
+def _mtp_loss(model: Transformer, states: States, batch: SampleBatch) -> Tensor:
+    """Of the sampled tokens two places on. The engine records no decisions of the MTP layer, so it makes its own."""
+    rows = states.rows
+    free = replace(states, call=replace(states.call, replay=None))
+    hidden = model.mtp_hidden(free, rows.pack(batch.tokens[:, 1:]))
+    second = F.pad(torch.where(batch.mask[:, 1:], batch.tokens[:, 2:], -1), (0, 1), value=-1)
+    logprobs = token_logprobs(hidden, model.head.weight, rows.pack(second))
+    assert isinstance(logprobs, Tensor)
+    return -logprobs.sum()
 
 
 def _padded(arrays: Sequence[np.ndarray], width: int, fill: float | bool) -> Tensor:

@@ -97,6 +97,34 @@ def test_the_indexers_loss_is_over_the_replayed_keys(items):
     assert (losses(first) - recorded).abs().max() > 1e-3, "other keys, another divergence"
 
 
+def test_the_mtp_loss_is_the_cross_entropy_of_sampled_tokens_two_places_on(items):
+    _, gradients, metrics = stepped(items, PolicyConfig(mtp_weight=0.5))
+    total, count = 0.0, 0
+    for item in items:
+        tokens = torch.from_numpy(item.sample.tokens)
+        with torch.no_grad():
+            states = BASE.states(tokens[None, :-1])
+            logprobs = BASE.logits(BASE.mtp_hidden(states, tokens[1:])).double().log_softmax(-1)
+        for place in range(len(tokens) - 2):
+            if item.sample.mask[place + 2]:
+                total, count = total - float(logprobs[place, tokens[place + 2]]), count + 1
+    assert metrics["train/mtp_loss"] == pytest.approx(total / count, rel=1e-5)
+    _, without, off = stepped(items)
+    assert off["train/mtp_loss"] == 0 and "mtp.eh_proj.weight" in gradients and "mtp.eh_proj.weight" not in without
+
+
+def test_expert_biases_stay_unless_asked_and_then_move_towards_balance(items):
+    still, _, metrics = stepped(items)
+    moved, _, _ = stepped(items, PolicyConfig(bias_rate=0.01))
+    loads = torch.zeros(CONFIG.n_routed_experts)
+    for item in items:
+        rows = item.sample.routed_experts[:-1, 0].astype("int64").ravel()  # the last token went through no model
+        loads += torch.bincount(torch.from_numpy(rows), minlength=len(loads))
+    router, wanted = moved.layers[1].ffn.router, 0.01 * torch.sign(loads.mean() - loads)
+    assert not still.layers[1].ffn.router.expert_bias.any() and torch.equal(router.expert_bias, wanted)
+    assert metrics["load/1"] == pytest.approx(float(loads.max() / loads.mean()))
+
+
 def test_what_a_rank_computes_along_moves_nothing():
     blank = blank_item(CONFIG)
     batch = sample_batch([blank], WORLD.device)
