@@ -44,7 +44,7 @@ from rorqual.train.policy_step import DomainObjective, PolicyConfig
 
 SECONDS = 900
 QUICK_SECONDS = 60
-MODULUS = 5
+MODULUS, TERMS = 5, 6
 LENGTH_WEIGHT, LENGTH_SHARE = 0.5, 0.1
 """Of the standard recipe, and what Speciale keeps of it."""
 CPU = World(0, 1, torch.device("cpu"))
@@ -70,11 +70,12 @@ QUICK = Size(seeds=1, steps=2, prompts=2, held_out=8, conversations=64, epochs=1
 
 
 def terms_of(rng: random.Random) -> list[int]:
-    return [rng.randrange(MODULUS) for _ in range(rng.randrange(3, 8))]
+    return [rng.randrange(MODULUS) for _ in range(TERMS)]
 
 
 def question(terms: list[int]) -> str:
-    return "".join(map(str, terms)) + "="
+    """As wide as the thoughts: a term and the thought about it are always equally far apart, which a tiny model can learn."""
+    return "".join(f"{term}  " for term in terms)
 
 
 def thoughts(terms: list[int], count: int) -> str:
@@ -89,7 +90,9 @@ def sum_tasks(directory: Path, count: int, seed: int) -> Path:
         terms = terms_of(rng)
         if question(terms) not in seen:
             payload = {"check": {"kind": "exact", "value": str(sum(terms) % MODULUS)}, "gold": str(sum(terms) % MODULUS)}
-            task = Task(f"sum-{question(terms)[:-1]}", "maths", ({"role": "user", "content": question(terms)},), payload=payload)
+            task = Task(
+                f"sum-{''.join(map(str, terms))}", "maths", ({"role": "user", "content": question(terms)},), payload=payload
+            )
             store.append(task_record(TaskRow(task), (len(seen),)))
             seen.add(question(terms))
     store.seal({})
@@ -119,7 +122,7 @@ def own_base(directory: Path, size: Size, held_out: set[str]) -> Path:
     shape = ModelConfig(
         vocab_size=backend.get_vocab_size(), dim=48, n_layers=2, n_dense_layers=1, inter_dim=128, max_positions=64, n_heads=4,
         q_lora_rank=32, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=12, v_head_dim=12, rope_theta=100.0, yarn=None,
-        index_n_heads=2, index_head_dim=16, index_topk=32, n_routed_experts=4, n_activated_experts=2, moe_inter_dim=48,
+        index_n_heads=2, index_head_dim=16, index_topk=64, n_routed_experts=4, n_activated_experts=2, moe_inter_dim=48,
         n_expert_groups=1, n_limited_groups=1, n_mtp_layers=0, init_std=0.1,
     )  # fmt: skip
     start = directory / "start"
