@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "rorqual"
 
 FLOOR = {
-    "__init__": 0, "errors": 0, "config": 1, "policy": 1, "runlog": 2,
+    "__init__": 0, "errors": 0, "config": 1, "policy": 1, "runlog": 2, "workers": 2,
     "kernels": 10, "chat": 10, "sandbox": 10,
     "model": 11, "data": 11, "tasks": 11,
     "parallel": 12, "engine": 12, "rollout": 12,
@@ -28,7 +28,7 @@ FORBIDDEN = {
     "train": {"rewards", "engine"},
     "model": {"parallel"},
 }
-TORCHLESS = ("errors", "config", "policy", "runlog", "chat", "tasks", "sandbox")
+TORCHLESS = ("errors", "config", "policy", "runlog", "workers", "chat", "tasks", "sandbox")
 JUNK = {"utils", "common", "helpers", "misc", "base"}
 
 

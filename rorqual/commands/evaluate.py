@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", type=int, help="the context's length in tokens")
     add("--trigger-share", type=float, default=0.8, help="share of the window above which a strategy acts")
     add("--concurrency", type=int, default=16, help="attempts at one time")
+    add("--workers", default="1", help="ray or ray:N: environments are played on the workers of a Ray cluster; 1: here")
     add("--judge", metavar="POLICY", help="a checkpoint or address that decides answers instead of equality (hle, browse, maths)")
     add("--judge-model", default="", help="the judge's name at its endpoint")
     add("--judge-template", metavar="FILE", help="instead of our own; with {question}, {gold} and {response}")
@@ -124,7 +125,17 @@ async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max(args.concurrency, 0) + 4))
     async with AsyncExitStack() as opened:
         judge = await _judge(args, chosen, opened) if args.judge else None
-        return await _measured(args, chosen, judge)
+        return await _measured(args, chosen, judge, opened.enter_context(_stage(args)))
+
+
+def _stage(args: argparse.Namespace) -> Any:
+    """Where environments are opened."""
+    from rorqual.workers import Workers, open_stage
+
+    workers = Workers.parse(args.workers)
+    if workers.engine == "local" and workers.count > 1:
+        raise UsageError(f"--workers {args.workers}: on one machine --concurrency says how many attempts go on at a time")
+    return open_stage(workers)
 
 
 async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
@@ -140,7 +151,7 @@ async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
     return Judge(f"{player.identity}/{digest(template, 8)}", player.summariser, asyncio.get_running_loop(), template)
 
 
-async def _measured(args: argparse.Namespace, chosen: Any, judge: Any) -> dict[str, Any]:
+async def _measured(args: argparse.Namespace, chosen: Any, judge: Any, stage: Any) -> dict[str, Any]:
     from rorqual.evals.published import published_costs, published_curves, published_scores
     from rorqual.evals.results import Prices, curve, table
     from rorqual.evals.results import chosen as counted
@@ -148,6 +159,7 @@ async def _measured(args: argparse.Namespace, chosen: Any, judge: Any) -> dict[s
 
     config, options = _config(args), dataclasses.replace(_options(args), judge=judge)
     suite = chosen.load(chosen, options)
+    suite = dataclasses.replace(suite, open_episode=stage.remote(suite.open_episode))
     log = RunLog(args.out, quiet=args.quiet or args.json)
     log.begin(config)
     identity, attempts = await (_rescored if args.rescore else _played)(args, chosen, suite, config, judge, log)

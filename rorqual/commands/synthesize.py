@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, help="how many accepted tasks")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the store is; a store that exists is added to")
     parser.add_argument("--seed", type=int, default=0, help="one seed gives one set, byte for byte")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", default="1", help="processes; ray: every processor of a Ray cluster; ray:N: so many of it")
     parser.add_argument(
         "--endpoint", metavar="URL", help="base URL of an OpenAI-compatible API; its key is read from OPENAI_API_KEY"
     )
@@ -61,9 +61,13 @@ def make(args: argparse.Namespace) -> int:
     from rorqual.runlog import RunLog
     from rorqual.synthesis import Request, maker
     from rorqual.tasks import Store
+    from rorqual.workers import Workers
 
-    if args.count is None or args.count < 1 or args.workers < 1:
-        raise UsageError("--count and --workers: expected at least 1")
+    if args.count is None or args.count < 1:
+        raise UsageError("--count: expected at least 1")
+    workers = Workers.parse(args.workers)
+    if args.endpoint and workers.engine == "ray":
+        raise UsageError("--workers ray: with --endpoint this process only waits for the model; give a number")
     log = RunLog(args.out, quiet=args.json)
     log.event("begin", command="synthesize", family=args.family, count=args.count, seed=args.seed)
     with log.progress(f"synthesize {args.family}", args.count) as bar:
@@ -72,7 +76,15 @@ def make(args: argparse.Namespace) -> int:
             bar.advance(min(done, args.count) - bar.done, note)
 
         request = Request(
-            args.count, Store(args.out), args.seed, args.workers, args.endpoint, args.model, tuple(args.settings), advance
+            args.count,
+            Store(args.out),
+            args.seed,
+            workers.count,
+            args.endpoint,
+            args.model,
+            tuple(args.settings),
+            advance,
+            workers.engine,
         )
         report = dict(maker(args.family).synthesize(request))
     log.event("synthesized", **report)

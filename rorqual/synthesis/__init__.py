@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rorqual.errors import UsageError
 from rorqual.tasks import GateResult, Store, Task, World
@@ -22,6 +22,7 @@ class Request:
     store: Store
     seed: int = 0
     workers: int = 1
+    """Processes, or with Ray the tasks of the cluster at a time (0: one for each of its processors)."""
     endpoint: str | None = None
     """The base URL of an OpenAI-compatible API whose model plays every role; None: programs do."""
     model: str = ""
@@ -30,6 +31,8 @@ class Request:
     """a.b=c for the family's own config."""
     on_progress: Callable[[int, str], Any] = field(default=lambda done, note: None)
     """(tasks accepted so far, a note)."""
+    engine: Literal["local", "ray"] = "local"
+    """Whose the workers are (rorqual/workers.py)."""
 
 
 @dataclass(frozen=True)

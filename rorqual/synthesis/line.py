@@ -7,15 +7,11 @@ their numbers. So the bytes depend on the settings alone, whatever the number of
 from __future__ import annotations
 
 import importlib
-import multiprocessing
-import os
-import signal
-import threading
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +19,8 @@ from rorqual.config import build, parse_override
 from rorqual.errors import UserError
 from rorqual.synthesis import Request
 from rorqual.tasks import GateResult, Record, Store, TaskRow, World, digest, task_record, world_record
+from rorqual.tasks.store import LOG
+from rorqual.workers import Workers, open_pool
 
 CHUNK = 8
 """Candidates that a worker takes at a time."""
@@ -104,41 +102,61 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fill(line: Line, request: Request, config: Any) -> None:
     """Work through chunks of numbers in order until the unbroken run of finished ones holds enough tasks."""
-    accepted = _finished(request.store)
-    distinct = _Distinct(request.store)
+    tally = _Tally(request.store)
     most = max(MIN_TRIES, MAX_TRIES_PER_TASK * request.count) // CHUNK
-    started, running = set(accepted), dict[Future[int], int]()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(request.workers, mp_context=context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        try:
-            while distinct.of(accepted) < request.count:
-                while len(running) < request.workers + 1 and len(started) < most:
-                    chunk = next(i for i in range(len(started) + 1) if i not in started)
-                    started.add(chunk)
-                    running[pool.submit(work, str(request.store.directory), line.make, config, chunk)] = chunk
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    accepted[running.pop(future)] = future.result()
-                request.on_progress(distinct.of(accepted), f"{len(accepted) * CHUNK} candidates")
-        except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); the same command goes on where it was left") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    waiting = (chunk for chunk in range(most) if chunk not in tally.finished)
+    running = dict[Future[int], int]()
+    directory = str(request.store.directory.resolve())
+    with open_pool(Workers(request.workers, request.engine)) as pool:
+        while tally.read() < request.count:
+            while len(running) < pool.count + 1 and (chunk := next(waiting, None)) is not None:
+                running[pool.submit(work, directory, line.make, config, chunk)] = chunk
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(future)
+                future.result()
+            request.on_progress(tally.count, f"{len(tally.finished) * CHUNK} candidates")
 
 
-class _Distinct:
-    """How many different tasks the unbroken run of finished chunks holds; the store is read again only where it grew."""
+class _Tally:
+    """How many different tasks the unbroken run of finished chunks holds. The log is read on from where it was left."""
 
     def __init__(self, store: Store):
-        self.store, self.known = store, (-1, 0)
+        self.count, self.finished = 0, set[int]()
+        self._tasks: dict[int, list[str]] = {}
+        self._names, self._length, self._log = set[str](), 0, store.directory / LOG
+        self._place = 0
+        for record in store.records():
+            self._take(record.kind, record.order[0], record.value)
+        self._place = self._log.stat().st_size if self._log.exists() else 0
 
-    def of(self, accepted: Mapping[int, int]) -> int:
-        length = next(i for i in range(len(accepted) + 1) if i not in accepted)
-        if length != self.known[0]:
-            rows = [r for r in self.store.records() if r.kind == "task" and r.order[0] // CHUNK < length]
-            self.known = (length, len({_sameness(r.value["task"]) for r in rows}))
-        return self.known[1]
+    def read(self) -> int:
+        """Take in what was appended since; whole lines alone."""
+        if self._log.exists():
+            with open(self._log, "rb") as file:
+                file.seek(self._place)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._place += len(whole)
+            for text in whole.splitlines():
+                try:
+                    value = json.loads(text)
+                except ValueError:
+                    continue
+                self._take(value["kind"], value["order"][0], value)
+        while self._length in self.finished:
+            for number in range(self._length * CHUNK, (self._length + 1) * CHUNK):
+                self._names.update(self._tasks.pop(number, ()))
+            self._length += 1
+        self.count = len(self._names)
+        return self.count
+
+    def _take(self, kind: str, number: int, value: Mapping[str, Any]) -> None:
+        if kind == "done":
+            self.finished.add(number)
+        elif kind == "task":
+            self._tasks.setdefault(number, []).append(_sameness(value["task"]))
 
 
 def _sameness(task: Mapping[str, Any]) -> str:
@@ -146,24 +164,12 @@ def _sameness(task: Mapping[str, Any]) -> str:
     return digest([task["world"], task["messages"]])
 
 
-def _finished(store: Store) -> dict[int, int]:
-    return {record.order[0]: record.value["tasks"] for record in store.records() if record.kind == "done"}
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed ends at once, and its sandboxes with it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+_written: set[tuple[str, str]] = set()
 
 
 def work(directory: str, make: str, config: Any, chunk: int) -> int:
@@ -177,6 +183,10 @@ def work(directory: str, make: str, config: Any, chunk: int) -> int:
         except Exception as error:  # one candidate must never take its siblings along
             made = refused("crash", f"{type(error).__name__}: {error}"[:300])
         for record in records(made, number):
+            if record.kind == "world":
+                if (name := (directory, record.value["world"]["id"])) in _written:
+                    continue  # a world is as large as a project; each process writes it once
+                _written.add(name)
             store.append(record)
             count += record.kind == "task"
     store.append(Record("done", (chunk,), {"tasks": count}))
@@ -203,7 +213,7 @@ class Selection:
         self.rows: list[dict[str, Any]] = []
 
     def run(self, ordered: list[Record]) -> Iterator[Record]:
-        worlds, seen = {record.order: record for record in ordered if record.kind == "world"}, set[str]()
+        worlds, seen = {r.value["world"]["id"]: r.value for r in ordered if r.kind == "world"}, set[str]()
         written: set[str] = set()
         for record in ordered:
             if self.count == self.most:
@@ -222,7 +232,7 @@ class Selection:
                 world = record.value["task"]["world"]
                 if world and world not in written:
                     written.add(world)
-                    yield worlds[record.order]
+                    yield Record("world", record.order, worlds[world])
                 self.count += 1
                 self.rows.append(record.value)
                 yield record

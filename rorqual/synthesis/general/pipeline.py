@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import resource
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,8 @@ from rorqual.synthesis.general.corpora import report as corpora_report
 from rorqual.synthesis.general.fingerprints import minhash, similarity
 from rorqual.tasks import Record, Store, digest
 from rorqual.tasks.box import open_judge
+from rorqual.workers import Workers, open_pool
 
-PR_SET_PDEATHSIG = 1
 SIMILAR = 0.95
 BANDS = 16
 BARREN_WORLDS = 24
@@ -102,24 +98,19 @@ def _fill(request: Request, config: CompilerConfig, needed: int) -> None:
             known.setdefault(record.order[0], set()).add(record.order)
     started = set(progress.tasks)
     running: dict[Future[int], int] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(request.workers, mp_context=context, initializer=_die_with_parent) as pool:
-        try:
-            while progress.accepted()[0] < needed:
-                while len(running) < 2 * request.workers:
-                    index = next(i for i in range(len(started) + 1) if i not in started)
-                    started.add(index)
-                    done = frozenset(known.get(index, ()))
-                    running[pool.submit(work, str(store.directory), config, index, done)] = index
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    progress.tasks[running.pop(future)] = future.result()
-                request.on_progress(progress.accepted()[0], f"{progress.accepted()[1]} worlds")
-                if progress.is_barren():
-                    raise UserError(_why_barren(store))
-        except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); the same command goes on where it was left") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    directory = str(store.directory.resolve())
+    with open_pool(Workers(request.workers, request.engine)) as pool:
+        while progress.accepted()[0] < needed:
+            while len(running) < 2 * pool.count:
+                index = next(i for i in range(len(started) + 1) if i not in started)
+                started.add(index)
+                done = frozenset(known.get(index, ()))
+                running[pool.submit(work, directory, config, index, done)] = index
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                progress.tasks[running.pop(future)] = future.result()
+            request.on_progress(progress.accepted()[0], f"{progress.accepted()[1]} worlds")
+            if progress.is_barren():
+                raise UserError(_why_barren(store))
 
 
 def _why_barren(store: Store) -> str:
@@ -127,11 +118,6 @@ def _why_barren(store: Store) -> str:
     gates = dict(Counter(value["gate"] for value in refused).most_common(3))
     last = refused[-1]["detail"] if refused else ""
     return f"{store.directory}: {BARREN_WORLDS} worlds in a row brought no task; refused by {gates}; last: {last}"
-
-
-def _die_with_parent() -> None:
-    """A worker ends with its parent, however that ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def work(directory: str, config: CompilerConfig, index: int, known: frozenset[tuple[int, ...]]) -> int:
