@@ -12,7 +12,7 @@ from typing import Any
 
 from rorqual.synthesis import Request, maker
 from rorqual.synthesis.search.candidates import clause_words
-from rorqual.synthesis.search.relations import name_of, scan
+from rorqual.synthesis.search.relations import name_of, reader
 from rorqual.tasks import Store
 from rorqual.tasks.retrieval.library import documents, library
 
@@ -35,7 +35,7 @@ def main(quick: bool = False) -> dict[str, Any]:
         def finds(query: str, name: str = name) -> bool:
             return any(name_of(hit.document) == name for hit in other.search(query, 1))
 
-        right["oracle"] += {name_of(found[i]) for i in scan(found, clauses)} == {name}
+        right["oracle"] += {name_of(found[i]) for i in reader(CORPUS).scan(clauses)} == {name}
         right["question"] += finds(task.payload["question"])
         right["words"] += finds(" ".join(words))
         right["without_two"] += finds(" ".join(words[2:]))

@@ -8,6 +8,7 @@ A check is data, `{"kind": ..., ...}`, stored with its task; `check_answer` give
     constraints    rules: properties of a text (rorqual.tasks.writing)
     calls          entry, tests [[arguments, result], ...]: a Python function is called, confined, its results compared outside
     asserts        entry, source: asserts over `candidate`, which answers from a sandbox of its own
+    rubric         criteria: invalid here, since a judge must score it (rorqual.rewards.rubric)
 """
 
 from __future__ import annotations
@@ -215,6 +216,10 @@ def _constraints(check: Mapping[str, Any], text: str, isolation: str) -> Verdict
     return passed({"share": 1.0}) if not broken else failed(*broken, measures={"share": share})
 
 
+def _rubric(check: Mapping[str, Any], text: str, isolation: str) -> Verdict:
+    return invalid("a rubric needs a judge: rorqual.rewards.rubric.judge scores it")
+
+
 CHECKS: dict[str, Callable[[Mapping[str, Any], str, str], Verdict]] = {
     "exact": _exact,
     "number": _number,
@@ -222,5 +227,6 @@ CHECKS: dict[str, Callable[[Mapping[str, Any], str, str], Verdict]] = {
     "calls": _calls,
     "asserts": _asserts,
     "constraints": _constraints,
+    "rubric": _rubric,
 }
-WHOLE_TEXT = ("calls", "asserts", "constraints")
+WHOLE_TEXT = ("calls", "asserts", "constraints", "rubric")

@@ -6,12 +6,13 @@ from typing import Any
 
 from rorqual.tasks.episode import Opening, as_object, error_text
 from rorqual.tasks.families import Family
-from rorqual.tasks.grading import grade, is_source, open_box
+from rorqual.tasks.grading import changed, gold_of, grade, open_box
+from rorqual.tasks.language import language_of
 from rorqual.tasks.task import GateResult, Task, TaskError, World
 from rorqual.tasks.verdict import Verdict, failed
 
 MAX_OUTPUT = 20_000
-MAX_FILES = 500
+MAX_FILES = 2000
 BASH_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -40,7 +41,8 @@ class CodeEpisode:
 
     def reset(self) -> Opening:
         self.close()
-        self._box, self.calls = open_box({**self.project["files"], **self.task.payload["changes"]}, self.isolation), 0
+        files = changed(self.project["files"], self.task.payload["changes"])
+        self._box, self.calls = open_box(files, self.project, self.isolation), 0
         return Opening(self.task.messages, self.task.tools)
 
     def call(self, name: str, arguments: dict[str, Any] | str) -> str:
@@ -52,27 +54,27 @@ class CodeEpisode:
             return error_text("unknown_tool", f"there is no tool {name}")
         if given is None or set(given) != {"command"} or not isinstance(given["command"], str):
             return error_text("invalid_arguments", "expected one argument, command, a string")
-        path = f"{self._box.directory}/{self.project['path']}"
-        from rorqual.tasks.grading import runner_packages
-
-        env = {"PYTHONPATH": f"{path}:{runner_packages()}", "PYTHONDONTWRITEBYTECODE": "1"}
+        env = language_of(self.project).environment(self._box, self.project)
         result = self._box.run(["/bin/sh", "-c", given["command"]], env=env)
         text = (result.stdout + result.stderr)[:MAX_OUTPUT]
         return f"{text}\n[exit {result.exit_code}{'' if str(result.ended) == 'exited' else f', {result.ended}'}]"
 
-    def submitted(self) -> dict[str, str]:
-        """The source files as the agent left them; links and odd files are not followed."""
+    def submitted(self) -> dict[str, str | None]:
+        """The source files as the agent left them, None where there is none; links and odd files are not followed."""
         from rorqual.sandbox import SandboxError
 
         assert self._box is not None
-        listed = self._box.run(["/usr/bin/find", ".", "-name", "*.py", "-type", "f"]).stdout.split("\n")
+        speaks = language_of(self.project)
+        listed = self._box.run(["/usr/bin/find", ".", "-type", "f"]).stdout.split("\n")
         paths = sorted({line.removeprefix("./") for line in listed if line} | set(self.task.payload["changes"]))
-        taken: dict[str, str] = {}
-        for path in [p for p in paths if is_source(p, self.project)][:MAX_FILES]:
+        taken: dict[str, str | None] = {}
+        for path in [p for p in paths if speaks.is_source(p, self.project)][:MAX_FILES]:
             try:
                 taken[path] = self._box.download(path, 1 << 20).decode("utf-8")
-            except (SandboxError, UnicodeDecodeError):
+            except UnicodeDecodeError:
                 taken[path] = ""
+            except SandboxError:
+                taken[path] = None
         return taken
 
     def finish(self, text: str | None = None) -> Verdict:
@@ -96,7 +98,7 @@ def validate_code(task: Task, world: World | None, isolation: str) -> list[GateR
     """The state as given fails; the gold change passes."""
     if world is None:
         raise TaskError(f"task {task.id}: its world {task.world} is missing from the store")
-    gold = {path: world.payload["files"][path] for path in task.payload["changes"]}
+    gold = gold_of(world.payload, task.payload)
     idle, fixed = grade(world.payload, task.payload, {}, isolation), grade(world.payload, task.payload, gold, isolation)
     return [
         GateResult("initial_fails", idle.is_valid and not idle.passed, "; ".join(idle.reasons)),

@@ -72,6 +72,8 @@ def validate_search(task: Task, world: World | None, isolation: str) -> list[Gat
         page = episode.call("open", {"id": piece["url"], "view_source": True, "loc": piece["line"], "num_lines": 1})
         if piece["text"] not in page:
             lost.append(piece["url"])
+    if task.payload["check"]["kind"] == "rubric":  # a judge scores it: there is no gold answer
+        return [GateResult("silence_fails", not episode.finish(None).passed)]
     return [
         GateResult("silence_fails", not episode.finish(None).passed),
         GateResult("gold_passes", episode.finish(f"Answer: {task.payload['check']['value']}").passed),

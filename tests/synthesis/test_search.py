@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rorqual.errors import FieldErrors
 from rorqual.synthesis import Request, maker
+from rorqual.synthesis.search import SearchConfig
 from rorqual.synthesis.search import relations as view
+from rorqual.synthesis.search.candidates import make
 from rorqual.tasks import Store, TaskError, open_episode
-from rorqual.tasks.retrieval.library import documents
+from rorqual.tasks.retrieval.library import documents, in_memory, library
 
 WORDS = "turning grinding lifting heavy light silent copper marble wooden steam water"
 
@@ -53,7 +61,7 @@ def test_a_seed_gives_one_store_whatever_the_workers_and_its_questions_hold(corp
     worlds = store.worlds()
     for task in store.tasks():
         name = task.payload["check"]["value"]
-        found = {view.name_of(documents(corpus)[i]) for i in view.scan(documents(corpus), task.payload["clauses"])}
+        found = {view.name_of(documents(corpus)[i]) for i in view.reader(corpus).scan(task.payload["clauses"])}
         assert found == {name} and name not in task.prompt
         assert task.payload["candidates"]["one_query"] != name and len(task.payload["candidates"]) >= 3
         assert (task.tags["split"] == "hard") == (name not in task.payload["candidates"].values())
@@ -88,4 +96,71 @@ def test_relations_and_reading_agree_on_random_conjunctions(corpus: str) -> None
         inner = [dict(zip(("field", "value"), f, strict=True)) for f in rng.sample(facts, 1)]
         clauses = [dict(zip(("field", "value"), f, strict=True)) for f in rng.sample(facts, 2)]
         for asked in (clauses, clauses[:1], [*clauses[:1], {"field": "Depends", "of": inner}]):
-            assert relations.answers(asked) == view.scan(documents(corpus), asked), asked
+            assert relations.answers(asked) == view.reader(corpus).scan(asked), asked
+
+
+def test_the_readers_index_loses_no_document_that_states_a_value(corpus: str) -> None:
+    found, rng = documents(corpus), random.Random(2)
+    for field, value in rng.sample(sorted(view.relations(corpus).holders), 60):
+        by_all = {i for i, document in enumerate(found) if view.holds(document.text, field, {value})}
+        assert view.reader(corpus).scan([{"field": field, "value": value}]) == by_all, (field, value)
+
+
+class Model(BaseHTTPRequestHandler):
+    """Searches once where it may and then answers; as a judge it marks what was found higher."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        last, calls = body["messages"][-1]["content"], []
+        if body["messages"][0]["role"] == "system":
+            judged = body["messages"][1]["content"]
+            text = json.dumps({"right": 9 if "found:" in judged else 2, "short": 5})
+        elif body.get("tools") and not any(m["role"] == "tool" for m in body["messages"]):
+            text, function = "", {"name": "search", "arguments": '{"query": "steam"}'}
+            calls = [{"id": "c", "type": "function", "function": function}]
+        else:
+            text = "found: much.\nAnswer: m001" if "# Search Results" in last else "I do not know."
+        message = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
+        data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_answers_too_and_prompts_that_search_helps_join(corpus: str, endpoint: str, tmp_path: Path) -> None:
+    rubric = [{"name": "right", "text": "is right", "weight": 3}, {"name": "short", "text": "is short"}]
+    rows = [{"prompt": "What moves the mills?", "rubric": rubric}, {"prompt": "Name a crane.", "rubric": rubric}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = SearchConfig(3, corpus, max_links=3, common=4, endpoint=endpoint, model="m", prompts=str(tmp_path / "prompts.jsonl"))
+    helped = make(config, 0)
+    assert helped.row and helped.row.is_accepted and abs(helped.row.measures["help"] - 3 / 4 * 0.7) < 1e-9
+    assert not open_episode(helped.row.task, helped.world).finish("anything").is_valid  # a judge's matter
+    unhelped = make(replace(config, least_help=0.6), 1)
+    assert unhelped.row and [g.name for g in unhelped.row.gates if not g.passed] == ["search_helps"]
+    asked = next(made for n in range(2, 60) if (made := make(config, n)).row)
+    assert asked.row and asked.row.task.payload["candidates"]["endpoint"] == "m001"
+    with pytest.raises(FieldErrors, match="endpoint"):
+        SearchConfig(prompts="x.jsonl")
+
+
+def test_the_ranking_in_memory_is_fts5s_own(corpus: str) -> None:
+    index, memory, rng = library(corpus, "fts5"), in_memory(corpus), random.Random(3)
+    texts = [document.text for document in documents(corpus)]
+    queries = [" ".join(rng.sample(rng.choice(texts).split(), 4)) for _ in range(120)]
+    for query in [*queries, "Turnings ÉTEAM of the", "drive::hand m001", "snake_case words", "", "nothere"]:
+        for topn in (1, 7, 50):
+            expected = [(hit.number, round(hit.score, 9)) for hit in index.search(query, topn)]
+            assert [(hit.number, round(hit.score, 9)) for hit in memory.search(query, topn)] == expected, query

@@ -1,134 +1,257 @@
-"""Candidates of the code family: one fault each, its covering tests run three times, the gold change graded afresh."""
+"""Candidates of the code family in their order: pairs first, whole and in parts, then faults, project by project."""
 
 from __future__ import annotations
 
-import difflib
 import random
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
 
 from rorqual.synthesis.code import CodeConfig
-from rorqual.synthesis.code.mutations import Mutation, mutations
-from rorqual.synthesis.code.projects import RUNS, Project, project
+from rorqual.synthesis.code.acceptance import Attempt, gates, made
+from rorqual.synthesis.code.agent import agent_of
+from rorqual.synthesis.code.filters import heuristic, judged
+from rorqual.synthesis.code.ladder import back_end
+from rorqual.synthesis.code.mutations import mutations
+from rorqual.synthesis.code.mutations_javascript import mutations as mutations_javascript
+from rorqual.synthesis.code.pairs import Pair, change_log, commit_pair, commits, instance_pair, instances, release_pair
+from rorqual.synthesis.code.parts import MOST_PARTS, Part, parts
+from rorqual.synthesis.code.projects import Project, project_of
+from rorqual.synthesis.code.sources import fetch
+from rorqual.synthesis.code.warm import forget, warm
 from rorqual.synthesis.line import Made, refused
-from rorqual.tasks import GateResult, Task, TaskError, TaskRow, World, digest
-from rorqual.tasks.code import BASH_TOOL
-from rorqual.tasks.grading import grade, is_source, open_box, run_tests
+from rorqual.tasks import Provenance, TaskError
+from rorqual.tasks.language import language, language_of, language_of_files
 
-MAX_CALLS = 40
+__all__ = ["gates", "jobs", "make"]
+GROUP = 3
+"""Projects whose faults are shuffled together."""
+MUTATIONS = {"python": mutations, "javascript": mutations_javascript}
 
 
-@cache
-def plan(config: CodeConfig) -> tuple[tuple[str, Mutation], ...]:
-    """All changes that may be tried, at most `per_function` of a function, in the seed's order."""
-    chosen = []
-    for wish in config.projects:
-        found = project(wish)
-        rng = random.Random(f"{config.seed}/{wish}")
-        by_function: dict[tuple[str, int], list[Mutation]] = {}
-        for path, text in found.world.payload["files"].items():
-            if is_source(path, found.world.payload):
-                for mutation in mutations(path, text):
-                    by_function.setdefault((path, mutation.line), []).append(mutation)
-        for place, made in sorted(by_function.items()):
-            if place in found.covers:
-                chosen += [(wish, m) for m in rng.sample(made, min(len(made), config.per_function))]
-    random.Random(f"{config.seed}/plan").shuffle(chosen)
-    return tuple(chosen)
+@dataclass(frozen=True)
+class Job:
+    """A candidate before anything of it is run."""
+
+    kind: str
+    """release, history, instance (a pair), or mutation."""
+    wish: str
+    index: int = 0
+    """Of a pair in its history or file."""
+    change: Any = None
+    """A Part, a mutation, or None for a whole pair."""
+
+
+class Plan:
+    """The jobs in order, read only as far as they are asked for: a project is set up when its turn comes."""
+
+    def __init__(self, config: CodeConfig):
+        self._jobs, self._more = [], jobs(config)
+
+    def job(self, number: int) -> Job | None:
+        while number >= len(self._jobs):
+            if (job := next(self._more, None)) is None:
+                return None
+            self._jobs.append(job)
+        return self._jobs[number]
+
+
+plan = cache(Plan)
+
+
+def jobs(config: CodeConfig) -> Iterator[Job]:
+    """Every candidate, in order."""
+    for wish in config.releases:
+        yield from _jobs_of_pair(config, "release", wish, 0)
+    for wish in config.histories:
+        for index in range(len(commits(wish))):
+            yield from _jobs_of_pair(config, "history", wish, index)
+    if config.instances:
+        for index in range(len(instances(config.instances))):
+            yield from _jobs_of_pair(config, "instance", config.instances, index)
+    for first in range(0, len(config.projects), GROUP):
+        group = [job for wish in config.projects[first : first + GROUP] for job in _faults(config, wish)]
+        random.Random(f"{config.seed}/{first}").shuffle(group)
+        yield from group
+
+
+def _jobs_of_pair(config: CodeConfig, kind: str, wish: str, index: int) -> Iterator[Job]:
+    yield Job(kind, wish, index)
+    if config.parts:
+        try:
+            pair = pair_of(config, kind, wish, index)
+        except TaskError:
+            return  # the whole pair's job says why
+        for part in list(parts(pair.old, pair.new, source_changes(pair)))[:MOST_PARTS]:
+            yield Job(kind, wish, index, part)
+
+
+def _faults(config: CodeConfig, wish: str) -> list[Job]:
+    """At most `per_function` faults of each tested function; one job that says why where the project can't be set up."""
+    try:
+        found = project_named(config, wish)
+    except TaskError:
+        return [Job("mutation", wish)]
+    payload, rng = found.world.payload, random.Random(f"{config.seed}/{wish}")
+    speaks, by_function = language_of(payload), {}
+    for path, text in payload["files"].items():
+        if speaks.is_source(path, payload):
+            for mutation in MUTATIONS[speaks.name](path, text):
+                by_function.setdefault((path, mutation.line), []).append(mutation)
+    tested = [made for (path, line), made in sorted(by_function.items()) if found.covering(path, line)]
+    return [Job("mutation", wish, 0, m) for made in tested for m in rng.sample(made, min(len(made), config.per_function))]
+
+
+@lru_cache(maxsize=6)
+def project_named(config: CodeConfig, wish: str) -> Project:
+    """A project for faults, set up. Raises TaskError that names the rung."""
+    name, _, version = wish.partition("==")
+    source = Provenance(wish, "source archive")
+    return project_of(fetch(wish), name.rstrip("/").rpartition("/")[2], version, source, agent_of(config.endpoint, config.model))
+
+
+@lru_cache(maxsize=2)
+def pair_of(config: CodeConfig, kind: str, wish: str, index: int) -> Pair:
+    """Raises TaskError."""
+    if kind == "release":
+        return release_pair(wish)
+    return commit_pair(wish, index) if kind == "history" else instance_pair(instances(wish)[index], config.clones)
+
+
+@lru_cache(maxsize=2)
+def mended(config: CodeConfig, kind: str, wish: str, index: int) -> Project:
+    """The new state of a pair, set up. Raises TaskError that names the rung."""
+    pair = pair_of(config, kind, wish, index)
+    return project_of(pair.new, pair.name, pair.new_label, pair.provenance, agent_of(config.endpoint, config.model))
+
+
+def source_changes(pair: Pair) -> list[str]:
+    """The source files in which the states differ, by the new state's layout, or by the old one's."""
+    speaks = language(language_of_files(pair.new))
+    found = set()
+    for state in (pair.old, pair.new):
+        try:
+            layout = speaks.layout(state)
+        except TaskError:
+            continue
+        found |= {p for p in state if pair.old.get(p) != pair.new.get(p) and speaks.is_source(p, layout)}
+    return sorted(found)
 
 
 def make(config: CodeConfig, number: int) -> Made:
-    if number >= len(plan(config)):
-        return refused("exhausted", f"the projects give {len(plan(config))} changes; name more of them")
-    wish, mutation = plan(config)[number]
-    found = project(wish)
-    text = mutation.apply(found.world.payload["files"][mutation.path])
+    job = plan(config).job(number)
+    if job is None:
+        return refused("exhausted", f"the sources give {number} candidates or fewer; name more of them")
+    try:
+        if job.kind == "mutation":
+            return _fault(config, number, job)
+        return _part(config, number, job) if job.change else _whole(config, number, job)
+    except TaskError as error:
+        return refused("set_up", str(error))
+
+
+def pair_refusal(config: CodeConfig, pair: Pair) -> Made | None:
+    """What can be said against a pair before its tests are run."""
+    if not (sources := source_changes(pair)):
+        return refused("source_changed", "no source file differs")
+    if back_end(pair.old) != back_end(pair.new):
+        return refused("same_build", f"the build changed: {back_end(pair.old)} -> {back_end(pair.new)}")
+    speaks = language(language_of_files(pair.new))
+    new = speaks.layout(pair.new)
+    try:
+        old = speaks.layout(pair.old)
+    except TaskError as error:
+        return refused("same_build", f"the old state: {error}")
+    if old["path"] != new["path"] or (new["tops"] and not set(old["tops"]) & set(new["tops"])):
+        return refused("same_build", "the packages moved")
+    if all(pair.old.get(test) == pair.new.get(test) for test in new["tests"]):
+        return refused("tests_changed", "no test differs")
+    if pair.source != "release":
+        if reason := heuristic(pair):
+            return refused("heuristic_filter", reason)
+        diff = pair.patch or "\n".join(f"{p}\n{pair.new.get(p, '')}" for p in sources)
+        if config.endpoint and (reason := judged(pair, diff, config.endpoint, config.model)):
+            return refused("endpoint_filter", reason)
+    return None
+
+
+def _whole(config: CodeConfig, number: int, job: Job) -> Made:
+    """A whole pair: the agent is given the old state, the new state's tests decide."""
+    pair = pair_of(config, job.kind, job.wish, job.index)
+    if refusal := pair_refusal(config, pair):
+        return refusal
+    issue = pair.issue or change_log(pair)
+    if not issue:
+        return refused("issue_text", "no change log differs")
+    found = mended(config, job.kind, job.wish, job.index)
+    changes = {path: pair.old.get(path) for path in {*pair.old, *pair.new} if pair.old.get(path) != pair.new.get(path)}
+    ask = (
+        f"The project {pair.name} in this directory is at {pair.old_label}. Bring its source to what is asked for here:\n\n"
+        f"{issue}\n\n"
+        "Hidden tests check it; changes of tests do not count. Say when you are done."
+    )  # fmt: skip
+    attempt = Attempt(number, found, dict(sorted(changes.items())), ask, {"source": job.kind, "kind": pair.name})
+    return made(attempt, found.world.payload["tests"], None)
+
+
+def _part(config: CodeConfig, number: int, job: Job) -> Made:
+    """One definition of a pair: the agent is given the new state without it, or with its old text."""
+    part: Part = job.change
+    pair = pair_of(config, job.kind, job.wish, job.index)
+    found = mended(config, job.kind, job.wish, job.index)
+    payload = found.world.payload
+    text = part.apply(payload["files"].get(part.path, ""))
+    if text is None:
+        return refused("compiles", "the state without the part does not compile, or means the same")
+    tests = sorted({name for line in range(part.lines[0], part.lines[1] + 1) for name in found.covering(part.path, line)})
+    if not tests:
+        return refused("covered", f"no test calls {part.name}")
+    said = "is to be written anew" if not part.old else "does not do yet what its tests ask for"
+    ask = f"In the project {pair.name} in this directory, {part.name} in {part.path} {said}. It should be:\n\n{part.head}\n\n"
+    tags = {"source": f"{job.kind}_part", "kind": pair.name, "change": "added" if not part.old else "changed"}
+    tests = tests[:: max(1, len(tests) // config.most_tests)][: config.most_tests]
+    runs = trials(found, part.path, part.lines[0], text, tests) if part.old and payload["language"] == "python" else None
+    if isinstance(runs, list) and not noticed(runs):
+        return refused("fail_to_pass", "no test notices the change")
+    return made(Attempt(number, found, {part.path: text}, ask, tags), None, tests, runs if isinstance(runs, list) else None)
+
+
+def _fault(config: CodeConfig, number: int, job: Job) -> Made:
+    found = project_named(config, job.wish)
+    mutation, payload = job.change, found.world.payload
+    text = mutation.apply(payload["files"][mutation.path])
     if text is None:
         return refused("compiles", "the change does not compile, or means the same")
-    tests = found.covers[mutation.path, mutation.line][: config.most_tests]
-    runs = _runs(found, mutation.path, text, tests)
+    tests = found.covering(mutation.path, mutation.line)[: config.most_tests]
+    tags = {"source": "mutation", "kind": payload["name"], "mutation": mutation.kind}
+    ask = f"The project {payload['name']} in this directory has a fault. "
+    attempt = Attempt(number, found, {mutation.path: text}, ask, tags)
+    if payload["language"] != "python":
+        return made(attempt, None, tests)
+    runs = trials(found, mutation.path, mutation.line, text, tests)
     if isinstance(runs, str):
         return refused("runs", runs)
-    if any(run != runs[0] for run in runs):
-        return refused("stable", "the tests end differently from run to run")
-    failing = sorted(name for name in tests if runs[0].get(name) != "passed")
-    if not failing:
+    if not noticed(runs):
         return refused("fail_to_pass", "no covering test notices the change")
-    task = _task(number, found, mutation, text, failing, sorted(set(tests) - set(failing)))
-    return Made(TaskRow(task, tuple(gates(task, found.world, "bwrap")), {"covering_tests": float(len(tests))}), found.world)
+    if config.grading == "warm" and number % config.recheck:
+        return made(attempt, None, tests, runs, is_warm=True)
+    again = made(attempt, None, tests)
+    if again.row is None:
+        return again
+    agrees = float(noticed(runs) == set(again.row.task.payload["fail_to_pass"]))
+    return replace(again, row=replace(again.row, measures={**again.row.measures, "warm_agrees": agrees}))
 
 
-def _runs(found: Project, path: str, text: str, tests: tuple[str, ...]) -> list[dict[str, str]] | str:
-    payload, runs = found.world.payload, []
-    files = sorted({name.partition("::")[0] for name in tests})
-    with open_box({**payload["files"], path: text}) as box:
-        for _ in range(RUNS):
-            result = run_tests(box, payload["path"], files)
-            if isinstance(result, str):
-                return result
-            runs.append({name: result.get(name, "absent") for name in tests})
-    return runs
+def trials(found: Project, path: str, line: int, text: str, tests: Sequence[str]) -> list[dict[str, str]] | str:
+    """Warm runs of a change of one function; a sandbox that died is left behind, and the next change gets a new one."""
+    try:
+        return warm(found).runs(path, line, text, tests)
+    except TaskError:
+        forget(found)
+        return "the sandbox of this project's trials ended"
 
 
-def _task(number: int, found: Project, mutation: Mutation, text: str, failing: list[str], passing: list[str]) -> Task:
-    payload = found.world.payload
-    gold = "".join(difflib.unified_diff(
-        text.splitlines(True), payload["files"][mutation.path].splitlines(True),
-        f"a/{mutation.path}", f"b/{mutation.path}",
-    ))  # fmt: skip
-    shown = "\n".join(f"- {name.replace('::', ' ', 1).replace('::', '.')}" for name in failing[:3])
-    prompt = (
-        f"The project {payload['name']} in this directory has a fault. These tests fail, among {len(failing)}:\n{shown}\n\n"
-        "Find the fault in the source and mend it there; changes of tests do not count. Say when you are done."
-    )
-    hidden = {"changes": {mutation.path: text}, "gold": gold, "fail_to_pass": failing, "pass_to_pass": passing}
-    tags = {"source": "mutation", "kind": payload["name"], "mutation": mutation.kind, "language": "python"}
-    return Task(
-        f"code-{number}-{digest(gold, 8)}", "code", ({"role": "user", "content": prompt},), (BASH_TOOL,), found.world.id,
-        hidden, min(4, len(failing)), MAX_CALLS, tags, found.world.provenance,
-    )  # fmt: skip
-
-
-def gates(task: Task, world: World | None, isolation: str) -> list[GateResult]:
-    """As given it fails, the gold change passes (no pass-to-fail), and the gold text can't be seen from inside."""
-    if world is None:
-        raise TaskError(f"task {task.id}: its world {task.world} is missing from the store")
-    payload: dict[str, Any] = task.payload
-    gold = {path: world.payload["files"][path] for path in payload["changes"]}
-    idle, fixed = grade(world.payload, payload, {}, isolation), grade(world.payload, payload, gold, isolation)
-    return [
-        GateResult("initial_fails", idle.is_valid and not idle.passed, "; ".join(idle.reasons)[:200]),
-        GateResult("gold_passes", fixed.passed, "; ".join(fixed.reasons)[:200]),
-        GateResult("fail_to_pass", bool(payload["fail_to_pass"]), "", {"tests": float(len(payload["fail_to_pass"]))}),
-        _leak_gate(world, payload, isolation),
-    ]
-
-
-LOOK = """import os, sys
-hidden, found = sys.stdin.read(), []
-for top in (".", *sys.path, "/root", "/home", "/var", "/srv", "/tmp", "/opt", "/usr/lib/python3/dist-packages"):
-    for folder, folders, files in os.walk(top or "."):
-        if os.path.basename(folder) in (".git", ".hg") or folder.endswith(("cache/pip", "pip/cache")):
-            found.append(folder)
-        for name in files:
-            if name == MODULE:
-                try:
-                    if open(os.path.join(folder, name), errors="replace").read() == hidden:
-                        found.append(os.path.join(folder, name))
-                except OSError:
-                    pass
-print(found)
-"""
-
-
-def _leak_gate(world: World, payload: dict[str, Any], isolation: str) -> GateResult:
-    """A program that may only look finds no gold file and no history."""
-    path, before = next(iter(payload["changes"].items()))
-    module = path.rpartition("/")[2]
-    with open_box({**world.payload["files"], **payload["changes"]}, isolation) as box:
-        box.upload("look_here.py", LOOK.replace("MODULE", repr(module)))
-        result = box.run([box.python, "look_here.py"], stdin=world.payload["files"][path])
-    is_clean = result.is_ok and result.stdout.strip() == "[]"
-    return GateResult(
-        "leak_free", is_clean and before != world.payload["files"][path], (result.stdout + result.stderr)[:200] * (not is_clean)
-    )
+def noticed(runs: list[dict[str, str]]) -> set[str]:
+    """The tests that do not pass every time."""
+    return {name for run in runs for name, end in run.items() if end != "passed"}

@@ -43,9 +43,26 @@ def mutations(path: str, source: str) -> Iterator[Mutation]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
-            for inner in (n for statement in node.body for n in ast.walk(statement)):
+            for inner in _nodes(node):
                 for kind, replacement in _changes(inner):
                     yield Mutation(path, node.name, first, kind, _span(inner, starts), replacement)
+                if isinstance(inner, ast.If | ast.While):
+                    yield Mutation(
+                        path, node.name, first, "condition", _span(inner.test, starts), f"not ({ast.unparse(inner.test)})"
+                    )
+
+
+def _nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """What stands in a function's body, less documentation, inner functions, and the parts of f-strings, which have no places."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, ast.JoinedStr | ast.FunctionDef) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            continue
+        yield node
+        waiting[:0] = ast.iter_child_nodes(node)
 
 
 def _span(node: Any, starts: list[int]) -> tuple[int, int]:
@@ -53,27 +70,87 @@ def _span(node: Any, starts: list[int]) -> tuple[int, int]:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """(kind, the node's new text)."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARE:
+    """(kind, the node's new text), several for some nodes."""
+    for kind, rule in RULES:
+        if isinstance(node, kind):
+            yield from rule(node)
+
+
+def _compare(node: ast.Compare) -> Iterator[tuple[str, str]]:
+    if len(node.ops) == 1 and type(node.ops[0]) in COMPARE:
         yield "comparison", ast.unparse(ast.Compare(node.left, [COMPARE[type(node.ops[0])]()], node.comparators))
-    elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+
+
+def _operation(node: ast.BinOp) -> Iterator[tuple[str, str]]:
+    if type(node.op) in ARITHMETIC:
         yield "arithmetic", f"({ast.unparse(ast.BinOp(node.left, ARITHMETIC[type(node.op)](), node.right))})"
-    elif isinstance(node, ast.BoolOp):
-        other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-        yield "boolean", f"({ast.unparse(ast.BoolOp(other, node.values))})"
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+    if not isinstance(node.left, ast.Constant):
+        yield "operand", f"({ast.unparse(node.left)})"
+
+
+def _boolean(node: ast.BoolOp) -> Iterator[tuple[str, str]]:
+    other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    yield "boolean", f"({ast.unparse(ast.BoolOp(other, node.values))})"
+    yield "operand", f"({ast.unparse(node.values[0])})"
+
+
+def _unary(node: ast.UnaryOp) -> Iterator[tuple[str, str]]:
+    if isinstance(node.op, ast.Not | ast.USub):
         yield "negation", f"({ast.unparse(node.operand)})"
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+
+
+def _constant(node: ast.Constant) -> Iterator[tuple[str, str]]:
+    if isinstance(node.value, bool):
         yield "constant", str(not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+    elif isinstance(node.value, int):
         yield "constant", str(node.value + 1)
-    elif isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
+    elif isinstance(node.value, str) and node.value:
+        yield "text", "''"
+
+
+def _branch(node: ast.IfExp) -> Iterator[tuple[str, str]]:
+    yield "branch", f"({ast.unparse(node.orelse)})"
+
+
+def _return(node: ast.Return) -> Iterator[tuple[str, str]]:
+    if node.value is not None and not isinstance(node.value, ast.Constant):
         yield "return", "return None"
-    elif isinstance(node, ast.Call) and len(node.args) == 2 and not node.keywords:
+
+
+def _call(node: ast.Call) -> Iterator[tuple[str, str]]:
+    if len(node.args) == 2 and not node.keywords and not any(isinstance(a, ast.Starred) for a in node.args):
         yield "arguments", ast.unparse(ast.Call(node.func, node.args[::-1], []))
-    elif isinstance(node, ast.Break):
-        yield "loop", "continue"
-    elif isinstance(node, ast.Continue):
-        yield "loop", "break"
-    elif (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)) or isinstance(node, ast.AugAssign):
+    if (
+        len(node.args) == 1
+        and not node.keywords
+        and isinstance(node.func, ast.Name)
+        and not isinstance(node.args[0], ast.Starred)
+    ):
+        yield "call", f"({ast.unparse(node.args[0])})"
+    if node.keywords and node.keywords[-1].arg:
+        yield "keyword", ast.unparse(ast.Call(node.func, node.args, node.keywords[:-1]))
+
+
+def _slice(node: ast.Subscript) -> Iterator[tuple[str, str]]:
+    if isinstance(node.slice, ast.Slice) and (node.slice.lower or node.slice.upper):
+        shorter = (
+            ast.Slice(None, node.slice.upper, node.slice.step) if node.slice.lower else ast.Slice(None, None, node.slice.step)
+        )
+        yield "slice", ast.unparse(ast.Subscript(node.value, shorter, node.ctx))
+
+
+def _removal(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    is_set = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
+    if is_set or isinstance(node, ast.AugAssign | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
         yield "removal", "pass"
+
+
+def _jump(node: ast.Break | ast.Continue) -> Iterator[tuple[str, str]]:
+    yield "loop", "continue" if isinstance(node, ast.Break) else "break"
+
+
+RULES: tuple[tuple[Any, Any], ...] = (
+    (ast.Compare, _compare), (ast.BinOp, _operation), (ast.BoolOp, _boolean), (ast.UnaryOp, _unary), (ast.Constant, _constant),
+    (ast.IfExp, _branch), (ast.Return, _return), (ast.Call, _call), (ast.Subscript, _slice),
+    (ast.Assign | ast.AugAssign | ast.Raise | ast.Expr, _removal), (ast.Break | ast.Continue, _jump),
+)  # fmt: skip

@@ -1,42 +1,38 @@
-"""Projects and their set-up ladder: fetch, find the packages and the tests, run them three times, map tests to functions.
-
-Each rung that fails says why: no tests, tests that don't run, flaky tests (left out and counted).
-"""
+"""Projects whose tests run: set up once, run three times, each test mapped to the functions that it calls; kept in the cache."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rorqual.runlog import write_atomically
+from rorqual.synthesis.code.agent import Agent
+from rorqual.synthesis.code.ladder import SET_UP_S, Environment, back_end, pinned, proven, run_once, set_up
+from rorqual.synthesis.code.sources import fetch
 from rorqual.tasks import Provenance, TaskError, World, digest
-from rorqual.tasks.grading import open_box, run_tests
-from rorqual.tasks.retrieval.library import cache_folder
+from rorqual.tasks.language import language_of
+from rorqual.tasks.language_python import VERSION, cache_of, runner_packages
 
-TEXT = (".py", ".toml", ".cfg", ".txt", ".md", ".rst", ".json", ".pyi")
-MAX_FILE_BYTES, MAX_FILES = 400_000, 800
 RUNS = 3
+EDITION = 4
+"""Of the ladder: another number sets every project up anew."""
 COVER = '''"""Writes which functions each test calls: {test: [[file, first line], ...]}."""
 import json, os, sys
 
 called, found, here = set(), {}, os.getcwd() + os.sep
 
 def note(frame, event, argument):
-    if event == "call" and frame.f_code.co_filename.startswith(here):
+    if frame.f_code.co_filename.startswith(here):
         called.add((frame.f_code.co_filename[len(here):], frame.f_code.co_firstlineno))
 
 def pytest_runtest_setup(item):
     called.clear()
-    sys.setprofile(note)
+    sys.settrace(note)
 
 def pytest_runtest_teardown(item):
-    sys.setprofile(None)
+    sys.settrace(None)
     found.setdefault(f"{item.location[0]}::{item.location[2].split('[')[0]}", set()).update(called)
 
 def pytest_sessionfinish(session):
@@ -47,107 +43,106 @@ def pytest_sessionfinish(session):
 
 @dataclass(frozen=True)
 class Project:
-    """A project whose tests run: its world, the tests that pass every time, and which functions each calls."""
+    """A project whose tests run: its world, how they end, and which functions each calls."""
 
     world: World
     passing: tuple[str, ...]
-    flaky: int
+    """Test ids that pass every time."""
+    failing: tuple[str, ...]
+    """Test ids that end otherwise every time."""
+    flaky: tuple[str, ...]
     covers: Mapping[tuple[str, int], tuple[str, ...]]
     """(file, first line) -> test ids."""
+    rungs: Mapping[str, str]
+    """What each rung of the set-up ladder gave."""
+
+    def covering(self, path: str, line: int) -> tuple[str, ...]:
+        """The passing tests that call a function; every test where the language has no coverage map."""
+        if self.world.payload["language"] != "python":
+            return self.passing
+        return self.covers.get((path, line), ())
 
 
-def fetch(wish: str) -> dict[str, str]:
-    """path -> text of a project's files. Raises TaskError."""
-    place = Path(wish)
-    if place.is_dir():
-        found = {str(p.relative_to(place)): p for p in sorted(place.rglob("*")) if p.is_file() and ".git" not in p.parts}
-        return _texts(
-            {name: p.read_bytes() for name, p in found.items() if p.suffix in TEXT and p.stat().st_size <= MAX_FILE_BYTES}
-        )
-    archive = place if place.is_file() else _download(wish)
-    try:
-        with tarfile.open(archive) as tar:
-            members = [
-                m for m in tar.getmembers() if m.isfile() and m.size <= MAX_FILE_BYTES and PurePosixPath(m.name).suffix in TEXT
-            ]
-            return _texts({m.name.partition("/")[2]: tar.extractfile(m).read() for m in members})  # type: ignore[union-attr]
-    except (OSError, tarfile.TarError) as error:
-        raise TaskError(f"project {wish}: {type(error).__name__}: {error}") from None
+def project(wish: str, agent: Agent | None = None) -> Project:
+    """A directory, an archive or name==version, set up. Raises TaskError that names the rung."""
+    name, _, version = wish.partition("==")
+    return project_of(fetch(wish), name.rstrip("/").rpartition("/")[2], version, Provenance(wish, "source archive"), agent)
 
 
-def _texts(found: Mapping[str, bytes]) -> dict[str, str]:
-    texts = {}
-    for name, data in sorted(found.items())[:MAX_FILES]:
+def project_of(files: Mapping[str, str], name: str, version: str, source: Provenance, agent: Agent | None = None) -> Project:
+    """Set up the project that these files are, or read from the cache what came of it before. Raises TaskError.
+
+    agent: says how the tests run where the ladder's rules do not find out.
+    """
+    key = digest([files, name, version, VERSION, runner_packages().rpartition("/")[2], EDITION, agent is not None], 32)
+    place = cache_of("projects") / f"{key}.json"
+    if place.exists():
+        found = json.loads(place.read_text(encoding="utf-8"))
+    else:
         try:
-            texts[name] = data.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return texts
+            found = _examine(_set_up(files, name, version, agent))
+        except TaskError as error:
+            found = {"refused": f"{name} {version}".strip() + f": {error}"}
+        write_atomically(place, json.dumps(found))
+    if "refused" in found:
+        raise TaskError(f"project {found['refused']}")
+    return _project(found, source, digest(files, 64))
 
 
-def _download(wish: str) -> Path:
-    """The source archive of name==version by pip, kept in the cache."""
-    name, equals, version = wish.partition("==")
-    if not equals or not version:
-        raise TaskError(f"project {wish}: no such file; a package is written name==version")
-    folder = cache_folder().parent / "sources" / wish
-    if not list(folder.glob("*.tar.gz")):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name]
-        done = subprocess.run([*command, "-d", str(folder), wish], capture_output=True, text=True)
-        if not list(folder.glob("*.tar.gz")):
-            last = (done.stderr.strip().split("\n") or [""])[-1]
-            raise TaskError(f"project {wish}: pip gave no source archive ({last[:200]})")
-    return sorted(folder.glob("*.tar.gz"))[0]
+def _set_up(files: Mapping[str, str], name: str, version: str, agent: Agent | None) -> Environment:
+    try:
+        return set_up(files, name, version)
+    except TaskError as error:
+        if agent is None:
+            raise
+        payload = agent(files, name, version, str(error))
+        payload["requires"] = pinned(payload["requires"], payload["tops"])
+        return proven(payload, {"metadata": "agent", "build": back_end(files), "runner": "agent"}, run_once(payload))
 
 
-def layout(files: Mapping[str, str]) -> dict[str, Any]:
-    """Where packages and tests are. Raises TaskError where there is nothing to test."""
-    path = "src" if any(name.startswith("src/") for name in files) else "."
-    prefix = "src/" if path == "src" else ""
-    tests = [n for n in files if PurePosixPath(n).name.startswith("test_") or PurePosixPath(n).name.endswith("_test.py")]
-    tests = [n for n in tests if n.endswith(".py")]
-    packages = {
-        prefix + n.removeprefix(prefix).split("/")[0] for n in files if n.startswith(prefix) and n.endswith("/__init__.py")
-    }
-    single = {n for n in files if n.startswith(prefix) and n.endswith(".py") and n.count("/") == prefix.count("/")}
-    sources = sorted((packages | single) - set(tests) - {"tests", "test", "docs", "examples", "setup.py", "conftest.py"})
-    if not tests:
-        raise TaskError("no tests")
-    if not sources:
-        raise TaskError("no packages")
-    return {"path": path, "sources": sources, "tests": sorted(tests)}
+def _examine(env: Environment) -> dict[str, Any]:
+    """The first run, one more, and one with coverage; all in one sandbox, none of which the source changes."""
+    payload = env.payload
+    speaks = language_of(payload)
+    runs, cover = [env.first], {}
+    with speaks.open_box({**payload["files"], "rorqual_cover.py": COVER}, payload, "bwrap", SET_UP_S) as box:
+        for number in range(1, RUNS):
+            is_last = number == RUNS - 1 and speaks.name == "python"
+            inside = {**payload, "path": f"{payload['path']}:{box.directory}"} if is_last else payload
+            run = speaks.run(box, inside, payload["tests"], ["-p", "rorqual_cover"] if is_last else [])
+            if run.problem:
+                raise TaskError(f"runner: tests do not run again: {run.problem[-300:]}")
+            runs.append(run.results)
+        if speaks.name == "python":
+            cover = json.loads(box.download("cover.json"))
+    return {"payload": payload, "rungs": env.rungs, "cover": cover, **_by_outcome(runs)}
 
 
-@cache
-def project(wish: str) -> Project:
-    """The ladder for one project. Raises TaskError that names the rung."""
-    files = fetch(wish)
-    payload = {"files": files, "name": wish.partition("==")[0], "version": wish.partition("==")[2], **layout(files)}
-    runs = []
-    with open_box({**files, "rorqual_cover.py": COVER}) as box:
-        for number in range(RUNS):
-            options = ["-p", "rorqual_cover"] if number == 0 else []
-            path = payload["path"] if number else f"{payload['path']}:{box.directory}"
-            found = run_tests(box, path, payload["tests"], options)
-            if isinstance(found, str):
-                raise TaskError(f"project {wish}: tests do not run: {found[-300:]}")
-            runs.append(found)
-        cover = json.loads(box.download("cover.json"))
-    passing = tuple(name for name in sorted(runs[0]) if all(run.get(name) == "passed" for run in runs))
-    flaky = sum(len({run.get(name) for run in runs}) > 1 for name in runs[0])
-    if not passing:
-        raise TaskError(f"project {wish}: no test passes every time")
-    world = World(f"project-{digest(payload)}", "code", payload, digest(files), (payload["name"],),
-                  (Provenance(wish, "source archive", digest(files, 64), "the project's own"),))  # fmt: skip
-    return Project(world, passing, flaky, _inverted(cover, passing))
+def _by_outcome(runs: list[dict[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"passing": [], "failing": [], "flaky": []}
+    for name in sorted({name for run in runs for name in run}):
+        ends = {run.get(name, "absent") for run in runs}
+        found["flaky" if len(ends) > 1 else "passing" if ends == {"passed"} else "failing"].append(name)
+    if not found["passing"]:
+        raise TaskError(f"runner: no test passes every time ({len(found['flaky'])} flaky)")
+    return found
+
+
+def _project(found: Mapping[str, Any], source: Provenance, sha256: str) -> Project:
+    payload = found["payload"]
+    place = Provenance(source.source, source.key, sha256, "the project's own")
+    world = World(f"project-{digest(payload)}", "code", payload, digest(payload["files"]), (payload["name"],), (place,))
+    passing = tuple(found["passing"])
+    return Project(
+        world, passing, tuple(found["failing"]), tuple(found["flaky"]), _inverted(found["cover"], passing), found["rungs"]
+    )
 
 
 def _inverted(cover: Mapping[str, list[list[Any]]], passing: tuple[str, ...]) -> dict[tuple[str, int], tuple[str, ...]]:
     """Function -> the passing tests that call it."""
     by_key: dict[str, list[str]] = {}
     for name in passing:
-        file, owner, test = name.split("::")
+        file, owner, test = name.split("::", 2)
         key = f"{file}::{test.split('[')[0]}"
         by_key.setdefault(key, []).append(name)
         by_key.setdefault(f"{file}::{owner}.{test.split('[')[0]}", []).append(name)

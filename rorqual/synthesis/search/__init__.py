@@ -28,6 +28,15 @@ class SearchConfig:
     common: int = 5
     """A clause that fewer entities than this fulfil would give the entity away."""
     languages: tuple[str, ...] = ("en", "de", "fr", "es")
+    tries: int = 8
+    """Choices of clauses from one exploration, until one is unique and falls to no single query."""
+    endpoint: str = ""
+    """A model that answers too, with the tools; and, for `prompts`, answers with and without search and judges by rubrics."""
+    model: str = ""
+    prompts: str = ""
+    """A JSONL file of prompts with rubrics ({"prompt", "rubric": [{"name", "text", "weight"}]}): those that search helps join."""
+    least_help: float = 0.1
+    """By how much the judged score must rise with search."""
     keep_easier: bool = True
     """Keep, under the split `easier`, what some answerer solves while the single query does not."""
 
@@ -40,6 +49,9 @@ class SearchConfig:
             least_clauses=(1 <= self.least_clauses <= self.most_clauses, "at least 1 and at most most_clauses"),
             languages=(bool(self.languages) and set(self.languages) <= {"en", "de", "fr", "es"}, "of en, de, fr, es"),
             common=(self.common >= 2, "at least 2"),
+            tries=(self.tries >= 1, "at least 1"),
+            prompts=(not self.prompts or bool(self.endpoint), "only with an endpoint, which answers and judges"),
+            least_help=(0 < self.least_help <= 1, "above 0, at most 1"),
         )
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from rorqual.synthesis.line import Made, refused
-from rorqual.synthesis.search import SearchConfig
+from rorqual.synthesis.search import SearchConfig, helpful
+from rorqual.synthesis.search.answerers import ANSWERERS
 from rorqual.synthesis.search.answerers import candidates as answer_all
-from rorqual.synthesis.search.constructor import choose, explore
-from rorqual.synthesis.search.relations import Clause, holds, name_of, relations, scan
+from rorqual.synthesis.search.constructor import Found, choose, explore
+from rorqual.synthesis.search.model import answer_by_model
+from rorqual.synthesis.search.relations import Clause, holds, name_of, reader, relations
 from rorqual.synthesis.search.wording import write
 from rorqual.tasks import GateResult, Provenance, Task, TaskError, TaskRow, World, digest
 from rorqual.tasks.answer import ANSWER_LINE, check_answer
 from rorqual.tasks.retrieval import CORPORA, Browser, library
-from rorqual.tasks.retrieval.library import documents
+from rorqual.tasks.retrieval.library import documents, in_memory
 from rorqual.tasks.search import SEARCH_TOOLS
 
 MAX_CALLS = 64
+Chosen = list[tuple[Clause, list[dict[str, Any]]]]
 
 
+@cache
 def world_of(config: SearchConfig) -> World:
     """The corpus as this machine has it, by digest: its documents are never stored."""
     index = library(config.corpus, config.backend)
@@ -33,21 +38,23 @@ def world_of(config: SearchConfig) -> World:
 
 
 def make(config: SearchConfig, number: int) -> Made:
+    """The number-th candidate; prompts of a file come first."""
+    if config.prompts and number < len(helpful.rows(config.prompts)):
+        return helpful.make(config, number, world_of(config))
     rng = random.Random(f"{config.seed}/search/{number}")
-    view = relations(config.corpus)
-    rare = view.rare(config.max_links)
-    entity = rng.choice(rare)
-    browser = Browser(library(config.corpus, config.backend))
-    found = explore(browser, view, entity, config, rng)
-    chosen = choose(found, view, config, rng)
+    view, world = relations(config.corpus), world_of(config)
+    entity = rng.choice(view.rare(config.max_links))
+    index = library(config.corpus, config.backend)
+    found = explore(Browser(index), view, entity, config, rng)
+    name, language = name_of(view.documents[entity]), config.languages[number % len(config.languages)]
+    chosen, question = _choose(config, found, world, name, language, rng)
     if not chosen:
         return refused("unique", "no choice of the facts found singles the entity out")
     clauses = [clause for clause, _ in chosen]
-    language = config.languages[number % len(config.languages)]
-    question = write(clauses, language, rng)
-    name = name_of(view.documents[entity])
-    said = answer_all(Browser(library(config.corpus, config.backend)), question)
-    right = sorted(answerer for answerer, value in said.items() if value == name)
+    said = answer_all(Browser(index), question)
+    if config.endpoint:
+        said["endpoint"] = answer_by_model(Browser(index), question, config.endpoint, config.model)
+    right = _right(said, name)
     tags = {
         "source": config.corpus, "language": language, "split": "easier" if right else "hard",
         "kind": "chain" if any("of" in c for c in clauses) else "conjunction", "depth": str(_depth(clauses)),
@@ -57,35 +64,57 @@ def make(config: SearchConfig, number: int) -> Made:
         "clauses": clauses, "evidence": [piece for _, places in chosen for piece in places], "candidates": said,
         "question": question, "rarity": view.links[name], "explored_calls": found.calls,
     }  # fmt: skip
-    world = world_of(config)
     messages = ({"role": "user", "content": f"{question}\n\n{ANSWER_LINE}"},)
     task = Task(
         f"search-{number}-{digest([question, name], 8)}", "search", messages, SEARCH_TOOLS, world.id, payload,
         len(clauses) + 4 * (not right), MAX_CALLS, tags, world.provenance,
     )  # fmt: skip
-    results = gates(task, world, "bwrap")
+    results = gates(task, world, "bwrap", said)
     if right and not config.keep_easier:
         results.append(GateResult("all_candidates_wrong", False, ", ".join(right)))
     measures = {"answerers_right": len(right) / len(said), "clauses": float(len(clauses))}
     return Made(TaskRow(task, tuple(results), measures), world)
 
 
+def _choose(config: SearchConfig, found: Found, world: World, name: str, language: str, rng: random.Random) -> tuple[Chosen, str]:
+    """A choice of clauses with its question that no single query answers; else the last unique one; else nothing."""
+    last: tuple[Chosen, str] = ([], "")
+    for _ in range(config.tries):
+        if chosen := choose(found, relations(config.corpus), config, rng):
+            clauses = [clause for clause, _ in chosen]
+            last = (chosen, write(clauses, language, rng))
+            if _single_query_gate(world, last[1], clauses, name).passed:
+                break
+    return last
+
+
+def _right(said: Mapping[str, str], name: str) -> list[str]:
+    return sorted(answerer for answerer, value in said.items() if value == name)
+
+
 def _depth(clauses: Sequence[Clause]) -> int:
     return max((1 + _depth(c["of"]) for c in clauses if "of" in c), default=0)
 
 
-def gates(task: Task, world: World | None, isolation: str) -> list[GateResult]:
-    """The truth is derived again in two passes, each candidate is checked, and the stored split must be what comes out."""
+def gates(task: Task, world: World | None, isolation: str, said: Mapping[str, str] | None = None) -> list[GateResult]:
+    """The truth is derived again in two passes, each candidate is checked, and the stored split must be what comes out.
+
+    said: what the answerers said, where they were just asked; else the programs among them are asked again.
+    """
     if world is None:
         raise TaskError(f"task {task.id}: its world {task.world} is missing from the store")
+    if task.payload["check"]["kind"] == "rubric":
+        return helpful.gates(task)
     payload, corpus = task.payload, world.payload["corpus"]
     index = library(corpus, world.payload["backend"], world.payload["digest"])
     check, clauses, found = payload["check"], payload["clauses"], documents(corpus)
     name = check["value"]
     by_relations = {name_of(found[i]) for i in relations(corpus).answers(clauses)}
-    by_reading = {name_of(found[i]) for i in scan(found, clauses)}
-    said = answer_all(Browser(index), payload["question"])
-    right = [answerer for answerer, value in said.items() if value == name]
+    by_reading = {name_of(found[i]) for i in reader(corpus).scan(clauses)}
+    if said is None:  # a model's answer can't be had again: it stands as it was given
+        told = {who: value for who, value in payload["candidates"].items() if who not in ANSWERERS}
+        said = answer_all(Browser(index), payload["question"]) | told
+    right = _right(said, name)
     idle = check_answer(check, None, isolation)
     return [
         GateResult("silence_fails", not idle.passed),
@@ -107,10 +136,12 @@ def clause_words(clauses: Sequence[Clause]) -> list[str]:
 
 def _single_query_gate(world: World, question: str, clauses: Sequence[Clause], name: str) -> GateResult:
     """No first hit of a single query is the answer: the question, the words of all clauses, all but one, one; by either index."""
-    words = clause_words(clauses)
-    for backend in sorted({world.payload["backend"], "fts5"}):
-        index = library(world.payload["corpus"], backend, world.payload["digest"])
-        fewer = (" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))
+    words, corpus, digest_ = clause_words(clauses), world.payload["corpus"], world.payload["digest"]
+    indices = {"fts5": in_memory(corpus, digest_)}
+    if world.payload["backend"] != "fts5":
+        indices = {world.payload["backend"]: library(corpus, world.payload["backend"], digest_), **indices}
+    fewer = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    for backend, index in indices.items():
         for query in (question, " ".join(words), *words, *fewer):
             if any(name_of(hit.document) == name for hit in index.search(query, 1)):
                 return GateResult("single_query_fails", False, f"{backend}: {query}"[:200])

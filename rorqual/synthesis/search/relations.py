@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rorqual.tasks.retrieval import Document
@@ -18,6 +18,7 @@ from rorqual.tasks.retrieval.library import documents
 Clause = Mapping[str, Any]
 LISTS, LINKS = {"Depends", "Tag", "Recommends", "Suggests"}, {"Depends"}
 _LINE = re.compile(r"^([A-Za-z][\w ()-]{1,24}): (\S.*)$")
+_WORDS, _BEFORE = re.compile(r"\w+"), re.compile(r"[\s(|:](?!:)(?<!::)")
 _VERSION = re.compile(r"\s*\(.*?\)|\s*\|.*$|:any$")
 HIDDEN = {
     "Package",
@@ -66,10 +67,14 @@ class Relations:
                 for fact in facts_of_line(line):
                     self.holders.setdefault(fact, set()).add(i)
         self.links = Counter({value: len(ids) for (field, value), ids in self.holders.items() if field in LINKS})
+        self._rare: dict[int, list[int]] = {}
 
     def rare(self, max_links: int) -> list[int]:
         """The documents that at most so many others refer to."""
-        return [i for i, document in enumerate(self.documents) if self.links[name_of(document)] <= max_links]
+        if max_links not in self._rare:
+            numbered = enumerate(self.documents)
+            self._rare[max_links] = [i for i, document in numbered if self.links[name_of(document)] <= max_links]
+        return self._rare[max_links]
 
     def answers(self, clauses: Iterable[Clause]) -> set[int]:
         """All documents that fulfil every clause."""
@@ -91,27 +96,53 @@ def relations(corpus: str) -> Relations:
     return Relations(documents(corpus))
 
 
-def scan(found: Sequence[Document], clauses: Sequence[Clause]) -> set[int]:
-    """The answers by reading every document's text, apart from the relational view: the exhaustive oracle."""
-    inner = {i: {name_of(found[j]) for j in scan(found, c["of"])} for i, c in enumerate(clauses) if "of" in c}
-    plain = [clause for clause in clauses if "of" not in clause]
-    texts = ((i, document.text) for i, document in enumerate(found))
-    kept = [(i, text) for i, text in texts if all(c["value"] in text or c["field"] == "word" for c in plain)]
-    kept = [(i, text) for i, text in kept if all(holds(text, c["field"], {c["value"]}) for c in plain)]
-    return {i for i, text in kept if all(holds(text, clauses[k]["field"], names) for k, names in inner.items())}
+class Reader:
+    """The exhaustive oracle: it reads texts, apart from the relational view.
+
+    A document that states a value holds every word of the value; so the documents that hold its rarest word are all that need
+    reading. The index of words is made from the plain texts.
+    """
+
+    def __init__(self, found: Sequence[Document]):
+        self.documents = found
+        self.postings: dict[str, list[int]] = {}
+        for i, document in enumerate(found):
+            for word in set(_WORDS.findall(document.text.lower())):
+                self.postings.setdefault(word, []).append(i)
+
+    def scan(self, clauses: Sequence[Clause]) -> set[int]:
+        """The answers by reading."""
+        inner = [(c["field"], {name_of(self.documents[j]) for j in self.scan(c["of"])}) for c in clauses if "of" in c]
+        wanted = [(c["field"], {c["value"]}) for c in clauses if "of" not in c]
+        kept = self._to_read([value for _, values in wanted for value in values])
+        for field, values in [*wanted, *inner]:
+            kept = [i for i in kept if holds(self.documents[i].text, field, values)]
+        return set(kept)
+
+    def _to_read(self, values: Sequence[str]) -> Sequence[int]:
+        words = [word for value in values for word in _WORDS.findall(value.lower())]
+        known = [self.postings.get(word, []) for word in words]
+        return min(known, key=len) if known else range(len(self.documents))
+
+
+@cache
+def reader(corpus: str) -> Reader:
+    return Reader(documents(corpus))
+
+
+@lru_cache(maxsize=64)
+def _stated(field: str) -> re.Pattern[str]:
+    return re.compile(rf"^{re.escape('Description' if field == 'word' else field)}: (.*)$", re.MULTILINE)
 
 
 def holds(text: str, field: str, values: set[str]) -> bool:
     """Whether a text states one of the values of a field."""
-    head = "Description" if field == "word" else field
-    for line in re.findall(rf"^{re.escape(head)}: (.*)$", text, re.MULTILINE):
+    for line in _stated(field).findall(text):
         if field == "word":
             if values & set(re.findall(r"[a-z]{5,}", line.lower())):
                 return True
         elif field in LISTS:
-            if any(
-                re.split(r"[\s(|:](?!:)(?<!::)", part.strip())[0] in values or part.strip() in values for part in line.split(",")
-            ):
+            if any(_BEFORE.split(part.strip())[0] in values or part.strip() in values for part in line.split(",")):
                 return True
         elif line.split(" <")[0].strip() in values:
             return True
