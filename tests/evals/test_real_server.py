@@ -96,8 +96,8 @@ def said(out):
     """Every attempt, by task and sample, as it was stored."""
     found = {}
     for path in sorted(out.glob("attempts/*/*/*.npz")):
-        task, sample = path.name.removesuffix(".npz").rsplit(".", 1)
-        found[task, int(sample)] = Archive(path.parent).load(task.replace("%2f", "/"), int(sample))
+        task, sample = path.name.removesuffix(".npz").replace("%2f", "/").rsplit(".", 1)
+        found[task, int(sample)] = Archive(path.parent).load(task, int(sample))
     return found
 
 
