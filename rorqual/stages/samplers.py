@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rorqual.engine import Engine, EngineConfig
 from rorqual.engine.service import EngineService
+from rorqual.errors import UserError
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import save_model
 from rorqual.policy import SamplingParams, TokenPolicy
@@ -107,7 +108,10 @@ class External:
         whole.load_state_dict(weights)
         path = (self.site.directory / "weights" / f"{version:08d}").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(whole, path, self.dtype, companions=self.init, overwrite=True)
+        try:
+            save_model(whole, path, self.dtype, companions=self.init, overwrite=True)
+        except OSError as error:
+            raise UserError(f"{path}: could not be written ({error}); mend it and start again: no step is lost") from None
         return path
 
     async def _reload(self, path: Path, version: int) -> None:
