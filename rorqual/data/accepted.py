@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rorqual.errors import UserError
 from rorqual.runlog import write_atomically
 
 Source = Literal["sampled", "gold", "given"]
@@ -56,3 +57,11 @@ def write_accepted(path: Path, rows: Iterable[Accepted], more: Iterable[Mapping[
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return dict(sorted(counts.items()))
+
+
+def read_given(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of conversations. Raises UserError where it can't be read."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: could not be read as conversations: {error}") from None

@@ -11,14 +11,13 @@ episodes and judged by the same verifiers, with thoughts generated from the plan
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rorqual.data.accepted import Accepted, trained_messages, write_accepted
+from rorqual.data.accepted import Accepted, read_given, trained_messages, write_accepted
 from rorqual.errors import UserError, require
 from rorqual.policy import SamplingParams
 from rorqual.rollout.agent import AgentConfig, play, speaker_of
@@ -85,7 +84,7 @@ def conversations(config: Config, init: Path, tasks: TaskSet, site: Site) -> Pat
     final = site.directory / DATA
     if not final.is_dir():
         rows = make(config, init, tasks, site)
-        given = [record for path in config.merge_given for record in _read(path)]
+        given = [record for path in config.merge_given for record in read_given(path)]
         if not rows and not given:
             raise UserError(f"{site.directory}: the verifiers accepted no attempt; start with --source=both, or gold")
         if site.world.is_main:
@@ -114,7 +113,7 @@ def _primed(config: Config, init: Path, seeds: Sequence[Accepted], site: Site) -
     path = site.directory / "seeds.jsonl"
     if site.world.is_main and not path.exists():
         prompted = [replace(row, messages=_prompted(row)) for row in seeds] if not config.keep_prompts else seeds
-        write_accepted(path, prompted, [record for given in config.merge_given for record in _read(given)])
+        write_accepted(path, prompted, [record for given in config.merge_given for record in read_given(given)])
     site.world.barrier()
     return sft.main(config.sft, init, path, _below(site, "primed"))
 
@@ -248,10 +247,3 @@ def _below(site: Site, name: str) -> Site:
     directory = site.directory / name
     logs = directory if site.world.is_main else directory / "ranks" / str(site.world.rank)
     return Site(directory, site.world, RunLog(logs, site.log.quiet))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: could not be read as conversations: {error}") from None

@@ -8,7 +8,6 @@ The former is the paper's ("data distillation, not weight averaging"); the latte
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from rorqual.data.accepted import Accepted, trained_messages, write_accepted
+from rorqual.data.accepted import Accepted, read_given, trained_messages, write_accepted
 from rorqual.errors import UserError, require
 from rorqual.rewards.domains import RewardConfig, reward
 from rorqual.rollout.trajectory import Trajectory
@@ -75,7 +74,7 @@ def conversations(config: Config, teachers: Sequence[Specialist], tasks: TaskSet
     final = site.directory / DATA
     if not final.is_dir():
         rows = [row for teacher in teachers for row in _of(config, teacher, tasks, site)]
-        given = [json.loads(line) for path in config.merge_given for line in path.read_text("utf-8").splitlines() if line]
+        given = [record for path in config.merge_given for record in read_given(path)]
         if not rows:
             raise UserError(f"{site.directory}: no attempt of any specialist was accepted; train them longer, or lower the bar")
         if site.world.is_main:

@@ -39,7 +39,7 @@ from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Site, run_steps
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
 from rorqual.train.policy_step import DomainObjective, PolicyConfig, PolicyObjective, Prepared, policy_step, prepare
-from rorqual.train.samples import BatchLimits, Item, ReplayConfig
+from rorqual.train.samples import BatchLimits, Item, ReplayConfig, blank_item
 from rorqual.train.setup import begin, training_tensors
 
 Attempt = tuple[str, Trajectory]
@@ -117,7 +117,9 @@ def main(config: Config, init: Path, teachers: Sequence[Specialist], tasks: Task
             parts = [
                 p for n, items in by_teacher.items() for p in taught(items, minds[n], config.limits, config.replay, site.world)
             ]
-            metrics |= distillation_step(objective, optimizer, parts, site.world, rate) if parts else {}
+            blank = next(iter(minds.values()))
+            parts = parts or taught([blank_item(model.config)], blank, config.limits, config.replay, site.world)
+            metrics |= distillation_step(objective, optimizer, parts, site.world, rate)
         else:
             metrics |= _sampled_step(objective, optimizer, by_teacher, minds, config, site, rate)
         _forget(rollouts, step, config.pace)
@@ -144,8 +146,8 @@ def _sampled_step(objective, optimizer, by_teacher, minds, config: Config, site:
     parts: list[Prepared] = []
     for name, items in by_teacher.items():
         parts += prepare(items, config.policy, minds[name], site.world)
-    found = policy_step(objective, optimizer, parts, site.world, rate) if parts else {}
-    return found | ({"train/reverse_kl": found["train/kl"]} if "train/kl" in found else {})
+    found = policy_step(objective, optimizer, parts, site.world, rate)
+    return found | {"train/reverse_kl": found["train/kl"]}
 
 
 async def _rollout(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from rorqual.model.call import AttentionMode
 from rorqual.model.replay import Replay
 from rorqual.model.trace import Trace
 from rorqual.model.transformer import Transformer
+from rorqual.parallel.apply import Opaque
 from rorqual.parallel.world import World
 from rorqual.train.optimizer import Optimizer, clip_, squared_norm
 from rorqual.train.samples import BatchLimits, Item, ReplayConfig, SampleBatch, micro_batches, sample_batch
@@ -131,7 +132,8 @@ def taught(items: Sequence[Item], teacher: Transformer, limits: BatchLimits, rep
 def distillation_step(
     objective: DistillationObjective, optimizer: Optimizer, parts: Sequence[Taught], world: World, rate: float
 ) -> dict[str, float]:
-    """One step down the mean reverse KL over all sampled tokens of all ranks. Metrics by name."""
+    """One step down the mean reverse KL over all sampled tokens of all ranks. Metrics by name. Every rank has at least one part
+    (a `blank_item`, where it has nothing to learn from)."""
     own = torch.tensor([float(part.batch.mask.sum()) for part in parts], device=world.device).sum()
     rows = torch.tensor([float((part.batch.documents >= 0).sum()) for part in parts], device=world.device).sum()
     tokens, inputs = (float(world.sum(count)) for count in (own, rows))
@@ -164,7 +166,8 @@ def _padded(parts: Sequence[Taught], world: World) -> list[tuple[Taught, bool]]:
 
 def _sampled_states(model: Transformer, batch: SampleBatch, replay: Replay | None, trace: Trace) -> tuple[Tensor, Tensor]:
     """The hidden states [n, D] from which each sampled token was drawn, and their places in the flat [N * (T - 1)]."""
-    states = model.states(batch.tokens[:, :-1], documents=batch.documents, replay=replay, trace=trace, mode=AttentionMode())
+    seen = cast(Trace, Opaque(trace))
+    states = model.states(batch.tokens[:, :-1], documents=batch.documents, replay=replay, trace=seen, mode=AttentionMode())
     rows = states.rows
     places = rows.places if rows.places is not None else torch.arange(batch.mask.numel(), device=batch.mask.device)
     sampled = batch.mask.flatten()[places]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rorqual.tasks import Task, TaskError, open_episode
+from rorqual.tasks import Task, TaskError, World, open_episode
 from rorqual.tasks.plans import DONE, Move, changed_lines, gold_plan
 from tests.tasks.worlds import SOLUTION, task, world
 
@@ -76,3 +76,18 @@ def test_what_can_t_be_planned_is_refused_with_the_reason():
         gold_plan(task(solution="def solution(tools):\n    return [][1]\n"), world(), "inline")
     with pytest.raises(TaskError, match="is missing from the store"):
         gold_plan(task(), None)
+
+
+def test_a_code_plan_played_in_the_sandbox_mends_the_fault():
+    good = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n"
+    bad = good.replace("return a - b", "return a + b")
+    files = {"calc/__init__.py": "", "calc/ops.py": good}
+    project = World("p", "code", {"files": files, "name": "calc", "path": ".", "sources": ["calc"], "tests": []})
+    given = Task("c", "code", (), (), "p", {"changes": {"calc/ops.py": bad}, "fail_to_pass": [], "pass_to_pass": []})
+    plan = gold_plan(given, project)
+    episode = open_episode(given, project, "bwrap")
+    episode.reset()
+    seen = [episode.call(move.name, move.arguments) for move in plan.moves]
+    assert "return a + b\n\n[exit 0]" in seen[0] and "return a - b" in seen[2] and plan.answer == DONE
+    assert episode.submitted()["calc/ops.py"] == good
+    episode.close()
