@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("expected one of --family and --mix")
     if args.mix is None:
         return make(args)
-    if args.count is not None or args.overrides or args.export:
+    if args.count is not None or args.settings or args.export:
         raise UsageError("--mix: --count, --set and --export belong to one family; use --scale")
     if not 0 < args.scale <= 1:
         raise UsageError(f"--scale {args.scale}: expected above 0, at most 1")
     for family, whole in PAPER.items():
         shares = {"family": family, "count": max(1, round(whole * args.scale)), "out": f"{args.out}/{family}"}
-        if family in ("search", "code"):
-            shares["endpoint"] = None  # programs make these two
+        if family == "code":
+            shares["settings"] = ["grading=warm"]  # faults by the thousand; pairs are graded afresh all the same
         make(argparse.Namespace(**{**vars(args), **shares}))
     return 0
 

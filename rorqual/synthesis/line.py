@@ -71,6 +71,9 @@ def run(line: Line, request: Request) -> dict[str, Any]:
     config, store, began = config_of(line, request), request.store, time.monotonic()
     settings = {"family": line.family, "count": request.count, **asdict(config)}
     _check_settings(store, settings)
+    if store.is_sealed and store.manifest.get("settings") == _plain(settings) and store.manifest["tasks"] == request.count:
+        kept = {name: value for name, value in store.manifest.items() if name not in ("settings", "counts")}
+        return {**kept, "seconds": 0.0, "workers": request.workers}
     _fill(line, request, config)
     selection = Selection(request.count)
     chosen = list(selection.run(sorted(store.records(), key=lambda r: (r.order, r.kind))))

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+from rorqual.tasks import canonical
 from rorqual.tasks.retrieval import Document
 from rorqual.tasks.retrieval.library import documents
 
 Clause = Mapping[str, Any]
+MOST_HOPS = 200
 LISTS, LINKS = {"Depends", "Tag", "Recommends", "Suggests"}, {"Depends"}
 _LINE = re.compile(r"^([A-Za-z][\w ()-]{1,24}): (\S.*)$")
 _WORDS, _BEFORE = re.compile(r"\w+"), re.compile(r"[\s(|:](?!:)(?<!::)")
@@ -67,7 +69,9 @@ class Relations:
                 for fact in facts_of_line(line):
                     self.holders.setdefault(fact, set()).add(i)
         self.links = Counter({value: len(ids) for (field, value), ids in self.holders.items() if field in LINKS})
+        self.names = [name_of(document) for document in found]
         self._rare: dict[int, list[int]] = {}
+        self._hops: dict[str, set[int]] = {}
 
     def rare(self, max_links: int) -> list[int]:
         """The documents that at most so many others refer to."""
@@ -87,8 +91,14 @@ class Relations:
     def _holders(self, clause: Clause) -> set[int]:
         if "of" not in clause:
             return self.holders.get((clause["field"], clause["value"]), set())
-        inner = self.answers(clause["of"])
-        return set().union(*(self.holders.get((clause["field"], name_of(self.documents[i])), set()) for i in inner))
+        key = canonical(clause)
+        if key not in self._hops:
+            if len(self._hops) > MOST_HOPS:
+                self._hops.clear()
+            inner = self.answers(clause["of"])
+            found = [self.holders.get((clause["field"], self.names[i]), ()) for i in inner]
+            self._hops[key] = set().union(*found)
+        return self._hops[key]
 
 
 @cache
