@@ -160,7 +160,7 @@ class Stage:
     """Where episodes are opened: here, unless it is Ray's."""
 
     def remote(self, open_episode: Callable[..., Any]) -> Callable[..., Any]:
-        """The same opener, whose episodes live on the stage's workers."""
+        """The same opener, whose episodes live on the stage's workers. Its first argument is the task."""
         return open_episode
 
 
@@ -195,10 +195,10 @@ class _RayStage(Stage):
         except (TypeError, AttributeError) as error:
             raise UserError(f"--workers ray: these environments can't be sent to another process: {error}") from None
 
-        def opened(task: Any) -> _RemoteEpisode:
+        def opened(task: Any, *more: Any) -> _RemoteEpisode:
             with self._lock:
                 host = next(self._hosts)
-            return _RemoteEpisode(ray, host, host.open.remote(opener, task), task)
+            return _RemoteEpisode(ray, host, host.open.remote(opener, task, *more), task)
 
         return opened
 
@@ -213,9 +213,9 @@ class _Host:
         self._episodes: dict[int, Any] = {}
         self._numbers = itertools.count()
 
-    def open(self, opener: Callable[..., Any], task: Any) -> int:
+    def open(self, opener: Callable[..., Any], *arguments: Any) -> int:
         number = next(self._numbers)
-        self._episodes[number] = opener(task)
+        self._episodes[number] = opener(*arguments)
         return number
 
     def ask(self, number: int, name: str, arguments: tuple[Any, ...]) -> tuple[Any, bool]:

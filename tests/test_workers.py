@@ -86,11 +86,8 @@ def test_an_error_of_a_ray_worker_comes_back_as_itself(cluster):
 def test_episodes_on_ray_give_what_they_give_here(cluster):
     world, task = worlds.world(), worlds.task()
 
-    def opened(task):
-        return open_episode(task, world, "process")
-
     async def play(opener):
-        episodes = [AsyncEpisode(opener(task)) for _ in range(3)]
+        episodes = [AsyncEpisode(opener(task, world, "process")) for _ in range(3)]
 
         async def one(episode, seats):
             opening = await episode.reset()
@@ -101,9 +98,9 @@ def test_episodes_on_ray_give_what_they_give_here(cluster):
 
         return await asyncio.gather(*(one(episode, seats) for episode, seats in zip(episodes, (2, 3, 9), strict=True)))
 
-    here = asyncio.run(play(opened))
+    here = asyncio.run(play(open_episode))
     with open_stage(Workers(2, "ray")) as stage:
-        there = asyncio.run(play(stage.remote(opened)))
+        there = asyncio.run(play(stage.remote(open_episode)))
     assert there == here
     assert [verdict.passed for *_, verdict in here] == [True, False, False]
 
@@ -116,6 +113,28 @@ def test_an_evaluation_on_ray_has_the_same_results(cluster, tmp_path, capsys):
         found.append(json.loads(capsys.readouterr().out))
     same = ("score", "outcomes", "identity")
     assert {name: found[0][name] for name in same} == {name: found[1][name] for name in same}
+
+
+def test_a_training_stage_opens_its_worlds_on_the_cluster(cluster, tmp_path):
+    from dataclasses import replace
+
+    from rorqual.stages.task_set import open_tasks
+    from rorqual.tasks import TaskRow, task_record, world_record
+
+    store = Store(tmp_path)
+    store.append(world_record(worlds.world(), (0,)))
+    store.append(task_record(TaskRow(worlds.task()), (0, 0)))
+    tasks = open_tasks(tmp_path, "process", "all")
+
+    async def first(tasks):
+        episode = tasks.open("t1")
+        opening, seen = await episode.reset(), await episode.call("list_slots", "{}")
+        await episode.close()
+        return opening, seen
+
+    with open_stage(Workers(1, "ray")) as stage:
+        there = asyncio.run(first(replace(tasks, opener=stage.remote(open_episode))))
+    assert there == asyncio.run(first(tasks))
 
 
 def test_an_endpoint_needs_no_cluster(tmp_path):

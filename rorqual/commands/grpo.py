@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from rorqual.errors import UsageError
+
 TAKES_OVERRIDES = True
 
 
@@ -21,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge", help="who scores writing by rubrics: an endpoint's address, or a TOML file with a table [judge]"
     )
     parser.add_argument("--isolation", default="bwrap", help="of the tasks' worlds: bwrap, process or inline")
+    parser.add_argument(
+        "--workers", default="1", help="ray or ray:N: environments are played on a Ray cluster's workers; 1: here"
+    )
     parser.add_argument("--device", default=None, help="cpu or cuda; a GPU is taken where there is one")
     parser.add_argument("--quiet", action="store_true")
 
 
 def run(args: argparse.Namespace) -> None:
+    from dataclasses import replace
     from pathlib import Path
 
     from rorqual.config import load
@@ -34,16 +40,23 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.runlog import RunLog
     from rorqual.stages import grpo
     from rorqual.stages.task_set import open_tasks
+    from rorqual.tasks import open_episode
     from rorqual.train.loop import Site
+    from rorqual.workers import Workers, open_stage
 
+    workers = Workers.parse(args.workers)
+    if workers.engine == "local" and workers.count > 1:
+        raise UsageError(f"--workers {args.workers}: on one machine groups.concurrency says how many attempts go on at a time")
     config = load(grpo.Config, args.recipe, args.overrides, table="grpo" if args.recipe else "")
     world = start(ParallelConfig(), args.device)
     out = Path(args.out)
     try:
         log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
         tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split, open_judge(args.judge))
-        pool = grpo.pool_of(tasks.of(args.domains) if args.domains else tasks)
-        model = grpo.main(config, Path(args.init), pool, Site(out, world, log))
+        with open_stage(workers) as stage:
+            tasks = replace(tasks, opener=stage.remote(open_episode))
+            pool = grpo.pool_of(tasks.of(args.domains) if args.domains else tasks)
+            model = grpo.main(config, Path(args.init), pool, Site(out, world, log))
     finally:
         stop()
     if world.is_main:

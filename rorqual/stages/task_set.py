@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rorqual.config import to_mapping
 from rorqual.errors import UserError
 from rorqual.rewards.judging import Judge, JudgeConfig, JudgedEpisode
-from rorqual.tasks import AsyncEpisode, Store, Task, World, open_episode, splits
+from rorqual.tasks import AsyncEpisode, Episode, Store, Task, World, open_episode, splits
 
 Split = Literal["train", "test", "test_combination", "test_mechanism", "all"]
 
@@ -26,6 +26,8 @@ class TaskSet:
     sources: Mapping[str, Path]
     judge: Judge | None = None
     """Scores the attempts in its domains."""
+    opener: Callable[[Task, World | None, str], Episode] = open_episode
+    """Opens the worlds here, or on a stage's workers (rorqual/workers.py)."""
 
     @property
     def by_domain(self) -> dict[str, list[str]]:
@@ -44,7 +46,7 @@ class TaskSet:
 
     def open(self, task_id: str) -> AsyncEpisode:
         task = self.tasks[task_id]
-        episode = open_episode(task, self.world(task_id), self.isolation)
+        episode = self.opener(task, self.world(task_id), self.isolation)
         if self.judge is not None and task.family in self.judge.config.domains:
             return JudgedEpisode(episode, self.judge)
         return AsyncEpisode(episode)
