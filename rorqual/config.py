@@ -131,6 +131,8 @@ def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any, override: st
 
 def _unknown_fields(kind: Any, values: Any, at: tuple[str, ...], where: str, origins: Mapping) -> list[str]:
     """pydantic drops what a plain dataclass does not name; to a user that is a misspelt field."""
+    if (held := _held_in(kind)) is not None:
+        return [p for name, value in _members(values) for p in _unknown_fields(held, value, (*at, name), where, origins)]
     kind = _dataclass_in(kind)
     if kind is None or not isinstance(values, Mapping):
         return []
@@ -168,20 +170,46 @@ def _problem(loc: tuple[str, ...], where: str, origins: Mapping, text: str) -> s
 
 def _with_nones(kind: Any, values: Any) -> Any:
     """The values with "none" read as None in the fields that may be None."""
+    if (held := _held_in(kind)) is not None:
+        if isinstance(values, Mapping):
+            return {name: _with_none(held, value) for name, value in values.items()}
+        return [_with_none(held, value) for value in values] if isinstance(values, list | tuple) else values
     kind = _dataclass_in(kind)
     if kind is None or not isinstance(values, Mapping):
         return values
     fields = _field_types(kind)
-    return {
-        name: None if value == NONE and type(None) in typing.get_args(fields.get(name)) else _with_nones(fields.get(name), value)
-        for name, value in values.items()
-    }
+    return {name: _with_none(fields.get(name), value) for name, value in values.items()}
+
+
+def _with_none(kind: Any, value: Any) -> Any:
+    return None if value == NONE and type(None) in typing.get_args(kind) else _with_nones(kind, value)
+
+
+def _held_in(kind: Any) -> Any:
+    """What a mapping by name, or a tuple of any length, holds; None for other types."""
+    for each in typing.get_args(kind) if _is_union(kind) else (kind,):
+        origin, inner = typing.get_origin(each), typing.get_args(each)
+        if origin in (dict, Mapping) and len(inner) == 2:
+            return inner[1]
+        if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
+            return inner[0]
+    return None
+
+
+def _members(values: Any) -> list[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        return [(str(name), value) for name, value in values.items()]
+    return [(str(place), value) for place, value in enumerate(values)] if isinstance(values, list | tuple) else []
+
+
+def _is_union(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
 
 
 def _dataclass_in(kind: Any) -> type | None:
     if dataclasses.is_dataclass(kind):
         return kind  # type: ignore[return-value]
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+    if _is_union(kind):
         return next(filter(None, map(_dataclass_in, typing.get_args(kind))), None)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,6 +16,26 @@ class Outer:
     model: ModelConfig = field(default_factory=ModelConfig)
     rates: tuple[float, ...] = (0.1, 0.2)
     note: str | None = "x"
+
+
+@dataclass(frozen=True)
+class Many:
+    by_name: Mapping[str, Outer] = field(default_factory=dict)
+    in_order: tuple[Outer, ...] = ()
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+
+
+def test_fields_inside_mappings_and_tuples_are_checked_and_none_is_read_there(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('limits = { x = "none", y = 2 }\n[by_name.a]\nnote = "none"\n[[in_order]]\nmodel = { yarn = "none" }\n')
+    config = load(Many, path)
+    assert config.by_name["a"].note is None and config.in_order[0].model.yarn is None and config.limits == {"x": None, "y": 2}
+    path.write_text(dump(config))
+    assert load(Many, path) == config
+    path.write_text("[by_name.a]\nnoet = 1\n[[in_order]]\nmodel = { dmi = 1 }\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Many, path)
+    assert "by_name.a.noet: no such field" in str(caught.value) and "in_order.0.model.dmi: no such field" in str(caught.value)
 
 
 def test_every_bad_field_is_named_with_its_source_and_the_accepted_values(tmp_path):
