@@ -33,17 +33,14 @@ MINUTES = {"search": 12.0, "code": 18.0, "interpreter": 5.0}
 """Of one core, by family; RORQUAL_SCALE_MINUTES multiplies them."""
 HERE = Path(__file__).parents[1] / "runs" / "families_scale"
 RELEASES = {
-    "more-itertools": "10.2.0 10.3.0 10.4.0 10.5.0 10.6.0 10.7.0", "toolz": "0.12.0 0.12.1 1.0.0",
-    "boltons": "23.1.1 24.0.0 25.0.0",
-    "attrs": "23.1.0 23.2.0 24.1.0 24.2.0 25.1.0", "tomlkit": "0.12.0 0.12.5 0.13.0 0.13.2", "marko": "2.0.0 2.0.3 2.1.0 2.1.2",
-    "sqlparse": "0.4.3 0.4.4 0.5.0 0.5.1 0.5.3", "cachetools": "5.3.0 5.3.3 5.4.0 5.5.0 5.5.2", "idna": "3.6 3.7 3.8 3.10",
-    "pyparsing": "3.1.0 3.1.2 3.1.4 3.2.0 3.2.1", "mistune": "3.0.1 3.0.2 3.1.0 3.1.2", "lark": "1.1.7 1.1.8 1.1.9 1.2.2",
-    "click": "8.1.6 8.1.7 8.1.8 8.2.0", "jinja2": "3.1.2 3.1.3 3.1.4 3.1.5 3.1.6", "parso": "0.8.2 0.8.3 0.8.4",
-    "tomli": "2.0.1 2.0.2 2.1.0 2.2.1", "dep-logic": "0.2.0 0.3.0 0.4.0 0.5.0", "humanize": "4.8.0 4.9.0 4.10.0 4.11.0",
-    "semver": "3.0.0 3.0.1 3.0.2 3.0.4", "natsort": "8.3.0 8.3.1 8.4.0", "portion": "2.4.0 2.4.2 2.5.0 2.6.0",
-    "h11": "0.14.0 0.16.0",
-    "wcwidth": "0.2.12 0.2.13", "networkx": "3.3 3.4", "pathspec": "0.11.2 0.12.1", "mpmath": "1.2.1 1.3.0",
-    "inflection": "0.5.0 0.5.1", "packaging": "24.0 24.1",
+    "toolz": "0.12.1 1.0.0", "sqlparse": "0.4.4 0.5.0 0.5.1 0.5.3", "marko": "2.0.3 2.1.0 2.1.2",
+    "tomlkit": "0.12.0 0.12.5 0.13.0 0.13.2", "cachetools": "5.3.0 5.3.3 5.4.0 5.5.0 5.5.2", "semver": "3.0.1 3.0.2 3.0.4",
+    "dep-logic": "0.2.0 0.3.0 0.4.0 0.5.0", "humanize": "4.8.0 4.9.0 4.10.0 4.11.0", "portion": "2.4.0 2.4.2 2.5.0 2.6.0",
+    "pathspec": "0.11.2 0.12.1", "h11": "0.14.0 0.16.0", "wcwidth": "0.2.12 0.2.13", "natsort": "8.3.1 8.4.0",
+    "mistune": "3.0.1 3.0.2 3.1.0 3.1.2", "more-itertools": "10.2.0 10.3.0 10.4.0", "click": "8.1.7 8.1.8 8.2.0",
+    "inflection": "0.5.0 0.5.1", "idna": "3.6 3.7 3.8", "tomli": "2.0.1 2.0.2", "boltons": "24.0.0 25.0.0",
+    "parso": "0.8.3 0.8.4", "lark": "1.1.8 1.1.9 1.2.2", "jinja2": "3.1.3 3.1.4 3.1.5", "pyparsing": "3.1.4 3.2.0",
+    "attrs": "23.2.0 24.1.0 24.2.0", "packaging": "24.0 24.1", "networkx": "3.3 3.4", "mpmath": "1.2.1 1.3.0",
 }  # fmt: skip
 """Twenty-eight small packages with tests in their source archives, built by five different back ends."""
 FAULTS = ("toolz==1.0.0", "more-itertools==10.5.0", "sqlparse==0.5.3", "tomlkit==0.13.2", "cachetools==5.5.2", "idna==3.10",
@@ -55,12 +52,10 @@ MOST_NEAR = 20_000
 
 
 def pairs() -> list[str]:
-    """name==OLD..NEW of neighbouring releases."""
-    found = []
-    for name, versions in RELEASES.items():
-        listed = versions.split()
-        found += [f"{name}=={a}..{b}" for a, b in itertools.pairwise(listed)]
-    return found
+    """name==OLD..NEW of neighbouring releases: the newest pair of each package first, then the ones before."""
+    newest = [(name, list(itertools.pairwise(versions.split()))[::-1]) for name, versions in RELEASES.items()]
+    found = [(depth, f"{name}=={a}..{b}") for name, listed in newest for depth, (a, b) in enumerate(listed)]
+    return [wish for _, wish in sorted(found, key=lambda pair: pair[0])]
 
 
 def settings(family: str) -> list[str]:
@@ -68,7 +63,7 @@ def settings(family: str) -> list[str]:
         return ["backend=tantivy"]
     if family == "interpreter":
         return []
-    return ["grading=warm", f"releases={json.dumps(pairs())}", f"projects={json.dumps(FAULTS)}"]
+    return ["grading=warm", "most_parts=12", f"releases={json.dumps(pairs())}", f"projects={json.dumps(FAULTS)}"]
 
 
 def slice_of(family: str, seconds: float) -> None:

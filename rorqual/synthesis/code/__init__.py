@@ -38,6 +38,8 @@ class CodeConfig:
     """For faults: each a source archive (.tar.gz), a directory, or name==version."""
     parts: bool = True
     """Also the single functions and classes that a pair changes, each as a task of its own."""
+    most_parts: int = 60
+    """Parts of a pair, at most."""
     per_function: int = 20
     """Changes of one function, at most."""
     most_tests: int = 60
@@ -55,6 +57,7 @@ class CodeConfig:
         require(
             self,
             projects=(len(names) <= 40, "at most 40 named packages, releases among them"),
+            most_parts=(self.most_parts >= 1, "at least 1"),
             per_function=(1 <= self.per_function <= 20, "1 to 20"),
             most_tests=(self.most_tests >= 1, "at least 1"),
             grading=(self.grading in ("fresh", "warm"), "fresh or warm"),

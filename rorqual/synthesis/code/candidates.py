@@ -16,7 +16,7 @@ from rorqual.synthesis.code.ladder import back_end
 from rorqual.synthesis.code.mutations import mutations
 from rorqual.synthesis.code.mutations_javascript import mutations as mutations_javascript
 from rorqual.synthesis.code.pairs import Pair, change_log, commit_pair, commits, instance_pair, instances, release_pair
-from rorqual.synthesis.code.parts import MOST_PARTS, Part, parts
+from rorqual.synthesis.code.parts import Part, parts
 from rorqual.synthesis.code.projects import Project, project_of
 from rorqual.synthesis.code.sources import fetch
 from rorqual.synthesis.code.warm import forget, warm
@@ -83,7 +83,7 @@ def _jobs_of_pair(config: CodeConfig, kind: str, wish: str, index: int) -> Itera
             pair = pair_of(config, kind, wish, index)
         except TaskError:
             return  # the whole pair's job says why
-        for part in list(parts(pair.old, pair.new, source_changes(pair)))[:MOST_PARTS]:
+        for part in list(parts(pair.old, pair.new, source_changes(pair)))[: config.most_parts]:
             yield Job(kind, wish, index, part)
 
 

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-MOST_PARTS = 60
-
 
 @dataclass(frozen=True)
 class Part:
