@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", default="1", help="ray or ray:N: environments are played on the workers of a Ray cluster; 1: here")
     add("--judge", metavar="POLICY", help="a checkpoint or address that decides answers instead of equality (hle, browse, maths)")
     add("--judge-model", default="", help="the judge's name at its endpoint")
+    add("--judge-max-tokens", type=int, default=4096, help="sampled tokens of one verdict")
     add("--judge-template", metavar="FILE", help="instead of our own; with {question}, {gold} and {response}")
     add("--rule", choices=("ioi", "icpc"), default="ioi", help="how a contest counts its submissions")
     add("--submissions", type=int, default=50, help="of a contest, at most so many for each problem, the longest thinking first")
@@ -148,7 +149,9 @@ async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
     template = read_template(args.judge_template) if args.judge_template else TEMPLATE
     how = dataclasses.replace(_policy_options(args), model=args.judge_model)
     player = await opened.enter_async_context(open_policy(args.judge, chosen, False, how))
-    return Judge(f"{player.identity}/{digest(template, 8)}", player.summariser, asyncio.get_running_loop(), template)
+    return Judge(
+        f"{player.identity}/{digest(template, 8)}", player.summariser, asyncio.get_running_loop(), template, args.judge_max_tokens
+    )
 
 
 async def _measured(args: argparse.Namespace, chosen: Any, judge: Any, stage: Any) -> dict[str, Any]:

@@ -164,6 +164,6 @@ def test_a_checkpoint_can_be_the_judge_and_babble_is_no_verdict(checkpoint, tmp_
     rows = [{"id": f"q{i}", "question": f"{i}?", "answer": "7", "answer_type": "exactMatch"} for i in range(3)]
     (tmp_path / "hle.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["evaluate", "--benchmark", "hle", "--data", str(tmp_path / "hle.jsonl"), "--policy", "program:gold", "--json"]
-    assert main([*arguments, "--judge", str(checkpoint), "--out", str(tmp_path / "out"), "--cache-tokens", "16384"]) == 0
+    assert main([*arguments, "--judge", str(checkpoint), "--out", str(tmp_path / "out"), "--judge-max-tokens", "16"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["outcomes"]["reasons"] == {"judge_undecided": 3} and found["score"]["value"] is None
