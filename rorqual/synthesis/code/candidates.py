@@ -15,7 +15,16 @@ from rorqual.synthesis.code.filters import heuristic, judged
 from rorqual.synthesis.code.ladder import back_end
 from rorqual.synthesis.code.mutations import mutations
 from rorqual.synthesis.code.mutations_javascript import mutations as mutations_javascript
-from rorqual.synthesis.code.pairs import Pair, change_log, commit_pair, commits, instance_pair, instances, release_pair
+from rorqual.synthesis.code.pairs import (
+    MAX_ISSUE_CHARS,
+    Pair,
+    change_log,
+    commit_pair,
+    commits,
+    instance_pair,
+    instances,
+    release_pair,
+)
 from rorqual.synthesis.code.parts import Part, parts
 from rorqual.synthesis.code.projects import Project, project_of
 from rorqual.synthesis.code.sources import fetch
@@ -181,9 +190,9 @@ def _whole(config: CodeConfig, number: int, job: Job) -> Made:
     pair = pair_of(config, job.kind, job.wish, job.index)
     if refusal := pair_refusal(config, pair):
         return refusal
-    issue = pair.issue or change_log(pair)
+    issue = pair.issue or change_log(pair) or described(pair)
     if not issue:
-        return refused("issue_text", "no change log differs")
+        return refused("issue_text", "neither a change log nor a function's signature or documentation differs")
     found = mended(config, job.kind, job.wish, job.index)
     changes = {path: pair.old.get(path) for path in {*pair.old, *pair.new} if pair.old.get(path) != pair.new.get(path)}
     ask = (
@@ -193,6 +202,12 @@ def _whole(config: CodeConfig, number: int, job: Job) -> Made:
     )  # fmt: skip
     attempt = Attempt(number, found, dict(sorted(changes.items())), ask, {"source": job.kind, "kind": pair.name})
     return made(attempt, found.world.payload["tests"], None)
+
+
+def described(pair: Pair) -> str:
+    """Where no change log speaks: the functions and classes that change, each with its signature and documentation."""
+    found = parts(pair.old, pair.new, source_changes(pair))
+    return "\n\n".join(f"{part.path}, {part.name}:\n{part.head}" for part in found)[:MAX_ISSUE_CHARS]
 
 
 def _part(config: CodeConfig, number: int, job: Job) -> Made:
