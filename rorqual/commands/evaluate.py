@@ -109,6 +109,8 @@ def _check(args: argparse.Namespace, chosen: Any) -> None:
         (lambda: EndpointConfig("http://x", timeout_s=args.timeout, max_tries=args.max_tries), {"timeout_s": "timeout"}),
     )
     problems: dict[str, str] = {}
+    if args.judge_max_tokens < 1:
+        problems["judge-max-tokens"] = f"expected at least 1, found {args.judge_max_tokens}"
     for made, flags in parts:
         try:
             made()
