@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -67,3 +71,14 @@ def test_a_form_becomes_arguments():
     assert arguments_of(schema, {"n": None, "note": "x", "ids": ""}) == {"n": None, "note": "x"}
     with pytest.raises(UserError, match="ids: expected JSON of type array"):
         arguments_of(schema, {"n": 1, "ids": "[1"})
+
+
+def test_the_api_alone_loads_nothing_of_the_studio():
+    code = "import sys, rorqual.serve.main, rorqual.commands.serve; sys.exit('nicegui' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_the_studio_the_root_is_an_ordinary_missing_page(server):
+    with pytest.raises(urllib.error.HTTPError) as missing:
+        urllib.request.urlopen(server.url, timeout=30)
+    assert missing.value.code == 404 and missing.value.headers["content-type"] == "application/json"
