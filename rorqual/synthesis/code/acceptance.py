@@ -8,8 +8,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rorqual.synthesis.code.projects import RUNS, Project
@@ -20,6 +22,8 @@ from rorqual.tasks.grading import changed, gold_of, grade, open_box
 from rorqual.tasks.language import language_of
 
 MAX_CALLS = 40
+LEAST_TEXT = 64
+"""Characters: a shorter file says nothing, and stands in many places."""
 NAMED_TESTS = 3
 Runs = list[dict[str, str]]
 
@@ -167,6 +171,33 @@ def _leak_of_file(world: World, payload: Mapping[str, Any], isolation: str) -> G
     return _seen[key]
 
 
+@cache
+def _system_files() -> Mapping[str, tuple[str, ...]]:
+    """Programs' texts of the system, which every sandbox sees, by name; the places that are hidden from it left out."""
+    found: dict[str, list[str]] = {}
+    for folder, folders, names in os.walk("/usr"):
+        if os.path.basename(folder) in ("dist-packages", "site-packages") and "/python3" in folder:
+            folders.clear()
+            continue
+        for name in names:
+            if name.endswith((".py", ".js", ".mjs", ".cjs")):
+                found.setdefault(name, []).append(os.path.join(folder, name))
+    return {name: tuple(paths) for name, paths in found.items()}
+
+
+def system_copies(name: str, sha256: str) -> list[str]:
+    """Files of the system that hold a text."""
+    found = []
+    for path in _system_files().get(name, ()):
+        try:
+            with open(path, "rb") as file:
+                if hashlib.sha256(file.read()).hexdigest() == sha256:
+                    found.append(path)
+        except OSError:
+            continue
+    return found
+
+
 LOOK = """import hashlib, json, os, socket, sys
 hidden, found = json.load(sys.stdin), []
 names = {entry["name"] for entry in hidden["files"]}
@@ -196,13 +227,16 @@ print(found)
 def leak_gate(world: World, payload: Mapping[str, Any], isolation: str) -> GateResult:
     """A program that may only look finds no file with a gold text, no history, no package cache, no network."""
     project = world.payload
-    gold = {path: text for path, text in gold_of(project, payload).items() if text is not None}
+    gold = {path: text for path, text in gold_of(project, payload).items() if text is not None and len(text) >= LEAST_TEXT}
     hidden = [
         {"name": path.rpartition("/")[2], "digest": hashlib.sha256(text.encode()).hexdigest()} for path, text in gold.items()
     ]
     with open_box(changed(project["files"], payload["changes"]), project, isolation) as box:
         box.upload("look_here.py", LOOK)
         result = box.run([box.python, "look_here.py"], stdin=json.dumps({"files": hidden}))
+    copies = [path for entry in hidden for path in system_copies(entry["name"], entry["digest"])]
+    if copies:
+        return GateResult("leak_free", False, f"the system holds {copies[0]}")
     is_clean = result.is_ok and result.stdout.strip() == "[]"
     differs = all(payload["changes"][path] != text for path, text in gold.items())
     return GateResult("leak_free", is_clean and differs, (result.stdout + result.stderr)[:200] * (not is_clean))
