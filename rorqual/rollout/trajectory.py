@@ -133,16 +133,21 @@ class Sample:
 
 
 def samples(trajectory: Trajectory) -> list[Sample]:
-    """The trajectory's chain of samples, in order. Turns without a completion end the chain (there is nothing to train)."""
+    """The trajectory's chain of samples, in order. Turns without a completion end the chain (there is nothing to train).
+
+    A completion without tokens (refused for its length, say) computed nothing and recorded nothing: it is left out.
+    """
     chains: list[list[Completion]] = []
     for turn in trajectory.turns:
         if turn.completion is None:
             break
+        if not turn.completion.tokens:
+            continue
         if chains and _extends(chains[-1][-1], turn.completion):
             chains[-1].append(turn.completion)
         else:
             chains.append([turn.completion])
-    return [_join(chain) for chain in chains if any(completion.tokens for completion in chain)]
+    return [_join(chain) for chain in chains]
 
 
 def _extends(before: Completion, after: Completion) -> bool:

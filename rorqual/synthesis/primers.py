@@ -115,11 +115,11 @@ def _general(rng: random.Random) -> Made:
     row, field = rng.choice(rows), fields[at]
     if kind == "get":
         ask, verifier = f"{field} of {row[0]}?", READ.format(value=str(row[1 + at]))
-        solution = f"def solution(tools):\n    return str(tools.get_{field}({noun}={row[0]!r}))\n"
+        solution = f"def solution(tools):\n    return str(tools.get_{field}(name={row[0]!r}))\n"
     else:
         value = next(v for v in iter(lambda: _value(rng, shape.numeric[at]), None) if v != row[1 + at])
         ask, verifier = f"set {field} of {row[0]} to {value}", WRITE.format(name=row[0], field=field, value=value)
-        solution = f"def solution(tools):\n    tools.set_{field}({noun}={row[0]!r}, {field}={value!r})\n"
+        solution = f"def solution(tools):\n    tools.set_{field}(name={row[0]!r}, {field}={value!r})\n"
     payload = {"solution": solution, "verifier": verifier}
     with WorldSession(world, "inline") as session:
         tools = session.tools
@@ -165,19 +165,19 @@ def _tool(shape: Shape, tool: tuple[str, int], noun: str, fields: list[str]) -> 
     field, annotation = fields[at], "int" if shape.numeric[at] else "str"
     if kind == "get":
         return f'''
-def get_{field}({noun}: str) -> {annotation}:
+def get_{field}(name: str) -> {annotation}:
     """{field} of a {noun}."""
-    row = db.execute("SELECT {field} FROM things WHERE name = ?", ({noun},)).fetchone()
+    row = db.execute("SELECT {field} FROM things WHERE name = ?", (name,)).fetchone()
     if row is None:
         raise ToolError("not_found", "no such {noun}")
     return row["{field}"]
 '''
-    own, other = f"{noun}: str", f"{field}: {annotation}"
+    own, other = "name: str", f"{field}: {annotation}"
     parameters = f"{other}, {own}" if shape.value_first else f"{own}, {other}"
     return f'''
 def set_{field}({parameters}) -> str:
     """set {field} of a {noun}."""
-    done = db.execute("UPDATE things SET {field} = ? WHERE name = ?", ({field}, {noun}))
+    done = db.execute("UPDATE things SET {field} = ? WHERE name = ?", ({field}, name))
     if done.rowcount == 0:
         raise ToolError("not_found", "no such {noun}")
     return "done"

@@ -57,3 +57,11 @@ def test_what_was_not_recorded_is_not_invented():
     assert sample.versions.tolist() == [-1, -1]
     assert samples(trajectory(completion([1], []))) == [], "an empty completion leaves nothing to train"
     assert samples(Trajectory("t", 0, (Turn({}, None),), End.ANSWERED)) == []
+
+
+def test_a_refused_message_at_the_end_takes_nothing_from_what_was_recorded_before():
+    refused = Completion((1, 2, 3, 4, 9), (), np.zeros(0, np.float32), StopReason.TOO_LONG)
+    (sample,) = samples(trajectory(completion([1, 2], [3, 4]), refused))
+    assert sample.tokens.tolist() == [1, 2, 3, 4]
+    assert sample.routed_experts[:, 0, 0].tolist() == [0, 1, 2, -1]
+    assert sample.selected_indices is not None
