@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.commands.synthesize import PAPER
-from rorqual.data.duplicates import Index
 from rorqual.runlog import write_atomically
 from rorqual.synthesis.line import Selection
 from rorqual.tasks import Store
@@ -47,8 +45,6 @@ FAULTS = ("toolz==1.0.0", "more-itertools==10.5.0", "sqlparse==0.5.3", "tomlkit=
           "marko==2.1.2", "mistune==3.1.2", "humanize==4.11.0", "boltons==25.0.0", "attrs==25.1.0", "semver==3.0.4",
           "portion==2.6.0", "natsort==8.4.0", "h11==0.16.0", "pathspec==0.12.1", "parso==0.8.4", "lark==1.2.2", "jinja2==3.1.6",
           "click==8.2.0", "pyparsing==3.2.1", "dep-logic==0.5.0", "networkx==3.4", "mpmath==1.3.0")  # fmt: skip
-MOST_NEAR = 20_000
-"""Tasks of a family among which near-duplicates are looked for."""
 
 
 def pairs() -> list[str]:
@@ -109,22 +105,11 @@ def figures_of(store: Store, count: int, seconds: float) -> dict[str, Any]:
     agree = [row["measures"]["warm_agrees"] for row in rows if "warm_agrees" in row["measures"]]
     if agree:
         found["graded_both_ways"] = {"tasks": len(agree), "same_failing_tests": round(sum(agree) / len(agree), 4)}
-    found |= near(rows)
     if any("build" in row["task"]["tags"] for row in rows):
         found["real_by_build"] = dict(
             Counter(r["task"]["tags"]["build"] for r in rows if r["task"]["tags"]["source"] != "mutation")
         )
     return found
-
-
-def near(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The share whose prompt, with the gold change where there is one, nearly repeats an earlier one's (MinHash, Jaccard 0.8)."""
-    index, found = Index(0.8), Counter[str]()
-    for row in rows[:MOST_NEAR]:
-        text = row["task"]["messages"][-1]["content"] + "\n" + row["task"]["payload"].get("gold", "")
-        found[index.add(re.sub(r"Give its short name.*|End your reply.*", "", text)) or "new"] += 1
-    looked = min(len(rows), MOST_NEAR)
-    return {"near_duplicates": {"looked_at": looked, "share": round(1 - found["new"] / max(1, looked), 4)}}
 
 
 def _small() -> dict[str, Any]:

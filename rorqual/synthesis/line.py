@@ -10,7 +10,7 @@ import importlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -250,8 +250,23 @@ class Selection:
             "rejected": dict(sorted(self.rejected.items())),
             "rejection_rate": {gate: round(n / max(1, self.tried), 4) for gate, n in sorted(self.rejected.items())},
             **{f"{name}s": dict(sorted(Counter(tag[name] for tag in tags if name in tag).items())) for name in names},
+            "near_duplicates": near_duplicates(self.rows),
             "digest": digest([row["task"] for row in self.rows]),
         }
+
+
+MOST_NEAR = 20_000
+"""Tasks among which near-duplicates are looked for."""
+
+
+def near_duplicates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many tasks nearly repeat an earlier one: prompt, and gold change where there is one (MinHash, Jaccard 0.8)."""
+    from rorqual.data.duplicates import Index
+
+    index, looked = Index(0.8), rows[:MOST_NEAR]
+    texts = (row["task"]["messages"][-1]["content"] + "\n" + row["task"]["payload"].get("gold", "") for row in looked)
+    count = sum(index.add(text) is not None for text in texts)
+    return {"looked_at": len(looked), "found": count, "share": round(count / max(1, len(looked)), 4)}
 
 
 REPORTED = ("source", "kind", "language", "split", "skeleton", "mutation", "depth", "breadth")
