@@ -47,11 +47,12 @@ def success_figure(rows: Sequence[Mapping[str, Any]], start: Mapping[str, float]
     for arm in COLOURS:
         mine = [row for row in rows if row["arm"] == arm]
         if mine:
-            half = [100 * (row["success"]["high"] - row["success"]["mean"]) for row in mine]
+            found = [row["clean"]["success"] for row in mine]
             figure.add_trace(
                 Bar(
-                    name=_label(arm), x=[row["injection"] for row in mine], y=[100 * row["success"]["mean"] for row in mine],
-                    error_y={"type": "data", "array": half, "thickness": 1}, marker={"color": COLOURS[arm]},
+                    name=_label(arm), x=[row["injection"] for row in mine], y=[100 * each["mean"] for each in found],
+                    error_y={"type": "data", "array": [100 * (each["high"] - each["mean"]) for each in found], "thickness": 1},
+                    marker={"color": COLOURS[arm]},
                 )
             )  # fmt: skip
     figure.add_hline(y=100 * start["mean"], line={"dash": "dot", "color": "#57606a"})
@@ -80,14 +81,17 @@ def _curves(table: Mapping[str, Any], injection: str) -> str:
 
 
 SETTING = """<p>A model of about 100,000 parameters with DSA and experts sorts {digits} digits. Taught three habits, it begins at
-{start} and is trained for {steps} optimiser steps of {prompts} prompts x {group} answers, with {seeds} seeds (of weights, prompts
-and noise). Plain: clipped GRPO with K3, every decision made anew by the trainer.</p>
+{start} and is trained for {steps} optimiser steps of {prompts} prompts x {group} answers, with up to {seeds} seeds (of weights,
+prompts and noise). Plain: clipped GRPO with K3, every decision made anew by the trainer.</p>
 <p>Injections: <b>staleness</b>, {staleness} steps on one batch of rollouts; <b>precision</b>, {precision} mantissa bits in
 the sampler's matrices; <b>truncation</b>, top-p {truncation}; <b>routing</b>, noise of {routing} on the sampler's expert
 biases; <b>selection</b>, noise of {selection} standard deviations in its indexers; <b>all</b>, the five together. They are a
-laboratory's: larger than a good deployment's. Intervals are Student's 95 % over seeds; differences are paired by seed, and
-not corrected for the number of comparisons. Where an interval holds 0, nothing is shown at this size, and the page says
-so.</p>"""
+laboratory's: larger than a good deployment's. Success is measured twice: <b>clean</b>, the trained weights sampled at
+temperature 1 without an injection; <b>as sampled</b>, the last six batches with it. Plain arms are set against plain without
+an injection, the others against plain under the same one. A policy trained with the sampling mask leaves alone what its
+sampler never draws, and clean sampling draws it: there the second measure is the one that deployment sees. Intervals are
+Student's 95 % over seeds; differences are paired by seed, and not corrected for the number of comparisons. Where an interval
+holds 0, nothing is shown at this size, and the page says so.</p>"""
 
 
 def _setting(table: Mapping[str, Any]) -> str:
@@ -99,25 +103,35 @@ def _setting(table: Mapping[str, Any]) -> str:
 def _words(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
-        if "cost" in row:
-            verb = "breaks" if row["says"] == "breaks" else "is not shown to harm"
-            text = f"{row['injection']} {verb} plain GRPO: {_points(row['cost'])} points of success"
-            lines.append(f"<li><b class='{_css(row)}'>{escape(text)}</b></li>")
-        elif "mended" in row and row["injection"] != "none":
-            text = f"{_label(row['arm'])} under {row['injection']}: {row['says']} ({_points(row['mended'])} points)"
-            lines.append(f"<li class='{_css(row)}'>{escape(text)}</li>")
+        if row["injection"] == "none":
+            continue
+        subject = f"{row['injection']}, plain GRPO" if row["arm"] == "plain" else f"{_label(row['arm'])} under {row['injection']}"
+        said = "; ".join(f"{name}: {row[name]['says']} ({_points(row[name]['against'])} points)" for name in ("clean", "sampled"))
+        weight = "b" if row["arm"] == "plain" else "span"
+        lines.append(f"<li><{weight} class='{row['clean']['says'].split()[0]}'>{escape(subject)}</{weight}> {escape(said)}</li>")
     return f"<ul>{''.join(lines)}</ul>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ("injection", "arm", "success", "against no injection", "against plain", "says", "mismatch at the start")
-    body = [
-        (
-            row["injection"], _label(row["arm"]), _percent(row["success"]), _points(row.get("cost")), _points(row.get("mended")),
-            row["says"], f"{row['mismatch']:.3g}",
-        )
-        for row in rows
-    ]  # fmt: skip
+    header = (
+        "injection",
+        "arm",
+        "seeds",
+        "clean",
+        "against plain",
+        "says",
+        "as sampled",
+        "against plain",
+        "says",
+        "mismatch at the start",
+    )
+    body = []
+    for row in rows:
+        cells = [row["injection"], _label(row["arm"]), str(row["seeds"])]
+        for name in ("clean", "sampled"):
+            found = row[name]
+            cells += [_percent(found["success"]), _points(found.get("against")), found.get("says", "")]
+        body.append([*cells, f"{row['mismatch']:.3g}"])
     return _cells(header, body)
 
 
@@ -137,10 +151,6 @@ def _figure(figure: Any) -> str:
 
 def _label(arm: str) -> str:
     return "all five" if arm == "all" else arm.replace("_", " ")
-
-
-def _css(row: Mapping[str, Any]) -> str:
-    return row["says"].split()[0]
 
 
 def _percent(found: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ import copy
 import itertools
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ class Config:
     beta: float = 0.01
     delta: float = 0.1
     """Of off-policy sequence masking, in nats a token."""
+    budget_s: float | None = None
+    """Begin no further cell after so long, and write the table of those that are there; a later run goes on."""
     measured: int = 256
     """Prompts of the final measurement: never trained on, one answer each from the trained weights without an injection."""
     grid: Literal["short", "full"] = "short"
@@ -123,10 +126,13 @@ def main(config: Config, directory: Path, quiet: bool = False) -> dict[str, Any]
     log.begin(config)
     cells = [Cell(injection, arm, seed) for seed in range(config.seeds) for injection, arm in config.cells]
     found: dict[str, dict[str, Any]] = {}
+    began = time.monotonic()
     with log.progress("mismatch lab", len(cells)) as progress:
         for cell in cells:
             path = directory / "cells" / f"{cell.name}.json"
             if not path.exists():
+                if config.budget_s is not None and time.monotonic() - began > config.budget_s:
+                    continue
                 path.parent.mkdir(exist_ok=True)
                 write_atomically(path, json.dumps(run_cell(config, cell, directory)))
             found[cell.name] = json.loads(path.read_text(encoding="utf-8"))
@@ -140,9 +146,10 @@ def publish(config: Config, found: Mapping[str, Mapping[str, Any]], directory: P
     """Write the table and the page of finished cells; the table."""
     from rorqual.report.mismatch import mismatch_page
 
-    start = interval([each["start"] for each in _by_seed(config, found, *config.cells[0])])
+    starts = {name.rsplit(".", 1)[1]: each["start"] for name, each in found.items()}
     table = {
-        "config": _settings(config), "start": start, "rows": tabulate(config, found), "curves": curves(found),
+        "config": _settings(config), "start": interval(list(starts.values())),
+        "rows": tabulate(config, found), "curves": curves(found),
         "finite": all(each["finite"] for each in found.values()),
     }  # fmt: skip
     write_atomically(directory / "mismatch.json", json.dumps(table, indent=1))
@@ -154,10 +161,9 @@ def as_text(table: Mapping[str, Any]) -> str:
     """The table for a console, one line for each injection and arm."""
     lines = []
     for row in table["rows"]:
-        against = row.get("cost") or row.get("mended")
-        shown = f"{100 * against['mean']:+6.1f} [{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]" if against else ""
-        success = f"{100 * row['success']['mean']:5.1f} %"
-        lines.append(f"{row['injection']:<11} {row['arm']:<19} {success}  {shown:<24} {row['says']}".rstrip())
+        gap, success = row["clean"].get("against"), f"{100 * row['clean']['success']['mean']:5.1f} %"
+        shown = f"{100 * gap['mean']:+6.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]" if gap else ""
+        lines.append(f"{row['injection']:<11} {row['arm']:<19} {success}  {shown:<24} {row['clean'].get('says', '')}".rstrip())
     return "\n".join(lines)
 
 
@@ -277,33 +283,47 @@ def _begin(config: Config, seed: int, directory: Path) -> Transformer:
 
 
 def tabulate(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each injection and arm: success, what the injection cost, what the arm mended; by seed, with intervals."""
+    """One row for each injection and arm, over seeds with intervals, by two measures: `clean`, the trained weights sampled
+    without an injection; `sampled`, the last batches as they were sampled. Each has its value, and against `plain` without an
+    injection (what the injection cost) or with it (what the arm mended)."""
     rows = []
     for injection, arm in config.cells:
         mine = _by_seed(config, found, injection, arm)
-        plain = _by_seed(config, found, injection, "plain")
-        unharmed = _by_seed(config, found, "none", "plain")
-        row: dict[str, Any] = {"injection": injection, "arm": arm, "success": interval([each["success"] for each in mine])}
-        row["mismatch"] = fmean(each["disagreement"]["mean"] for each in mine)
-        if injection != "none" and arm == "plain" and unharmed:
-            row["cost"] = _difference(mine, unharmed)
-        if arm != "plain":
-            row["mended"] = _difference(mine, plain)
-        rows.append(row | {"says": _says(row)})
+        if len(mine) < 2:
+            continue
+        row: dict[str, Any] = {"injection": injection, "arm": arm, "seeds": len(mine)}
+        row["mismatch"] = fmean(each["disagreement"]["mean"] for each in mine.values())
+        against = _by_seed(config, found, "none" if arm == "plain" else injection, "plain")
+        # Paired by seed: both began with the same weights and were asked the same prompts.
+        pairs = [(each, against[seed]) for seed, each in mine.items() if seed in against]
+        for name, measure in MEASURES.items():
+            row[name] = {"success": interval([measure(each) for each in mine.values()])}
+            if (injection, arm) != ("none", "plain") and len(pairs) > 1:
+                gap = interval([measure(each) - measure(other) for each, other in pairs])
+                row[name] |= {"against": gap, "says": _says(gap, arm == "plain")}
+        rows.append(row)
     return rows
 
 
-def _says(row: Mapping[str, Any]) -> str:
+LAST = 6
+"""Batches at a run's end that `sampled` is the mean of."""
+MEASURES = {
+    "clean": lambda cell: cell["success"],
+    "sampled": lambda cell: fmean(cell["curves"]["success"][-LAST:]),
+}
+
+
+def _says(gap: Mapping[str, float], of_injection: bool) -> str:
     """What an interval allows to be said, and no more."""
-    if "cost" in row:
-        return "breaks" if row["cost"]["high"] < 0 else "no harm shown"
-    if "mended" in row:
-        return "helps" if row["mended"]["low"] > 0 else "hurts" if row["mended"]["high"] < 0 else "no effect shown"
-    return ""
+    if of_injection:
+        return "breaks" if gap["high"] < 0 else "no harm shown"
+    return "helps" if gap["low"] > 0 else "hurts" if gap["high"] < 0 else "no effect shown"
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and Student's 95 % interval over seeds."""
+    """Mean and Student's 95 % interval over seeds; fewer than two have none."""
+    if len(values) < 2:
+        return {"mean": fmean(values) if values else math.nan, "low": -math.inf, "high": math.inf}
     mean, half = fmean(values), T_95[min(len(values) - 1, len(T_95)) - 1] * stdev(values) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
@@ -312,14 +332,10 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """Two-sided 95 % points of Student's t by degrees of freedom, from 1; beyond the last one the last one, which is wider."""
 
 
-def _difference(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Paired by seed: both began with the same weights and were asked the same prompts."""
-    return interval([a["success"] - b["success"] for a, b in zip(first, second, strict=True)])
-
-
-def _by_seed(config: Config, found: Mapping[str, Any], injection: str, arm: str) -> list[Mapping[str, Any]]:
-    names = [Cell(injection, arm, seed).name for seed in range(config.seeds)]
-    return [found[name] for name in names if name in found]
+def _by_seed(config: Config, found: Mapping[str, Any], injection: str, arm: str) -> dict[int, Mapping[str, Any]]:
+    """The cells that are there: seed -> figures."""
+    names = {seed: Cell(injection, arm, seed).name for seed in range(config.seeds)}
+    return {seed: found[name] for seed, name in names.items() if name in found}
 
 
 def curves(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
@@ -341,9 +357,14 @@ def _settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in to_mapping(config).items() if name != "model"}
 
 
+FREE = ("seeds", "budget_s", "grid", "injections")
+"""What may change between runs in one directory: how many cells there are, not what is in them."""
+
+
 def _claim(config: Config, directory: Path) -> None:
     """Cells of other settings are not mixed. Raises UserError where the directory holds some."""
-    path, mine = directory / "settings.json", json.dumps(_settings(config), indent=1)
+    settings = {name: value for name, value in _settings(config).items() if name not in FREE}
+    path, mine = directory / "settings.json", json.dumps(settings, indent=1)
     if path.exists() and path.read_text(encoding="utf-8") != mine:
         raise UserError(f"{directory}: holds cells of another configuration; choose another --out")
     write_atomically(path, mine)

@@ -106,8 +106,16 @@ def test_a_run_ends_with_table_and_page_and_a_second_one_computes_only_what_is_m
         lab.main(replace(TINY, steps=3), tmp_path, quiet=True)
 
 
+def test_a_budget_ends_a_run_early_with_a_table_of_what_is_there(tmp_path):
+    assert lab.main(replace(TINY, budget_s=0.0, injections=("none",)), tmp_path, quiet=True)["rows"] == []
+    lab.main(replace(TINY, injections=("none",)), tmp_path, quiet=True)
+    rows = lab.main(replace(TINY, budget_s=0.0, seeds=3), tmp_path, quiet=True)["rows"]
+    assert [(row["injection"], row["arm"], row["seeds"]) for row in rows] == [("none", "plain", 2), ("none", "all", 2)]
+
+
 def fake(success):
-    return {"success": success, "start": 0.3, "curves": {name: [0.0] for name in lab.CURVES}, "disagreement": {"mean": 0.0}}
+    curves = {name: [0.0, success / 2] for name in lab.CURVES}
+    return {"success": success, "start": 0.3, "curves": curves, "disagreement": {"mean": 0.0}}
 
 
 def test_the_table_says_no_more_than_its_intervals_allow():
@@ -117,7 +125,9 @@ def test_the_table_says_no_more_than_its_intervals_allow():
         ("routing", "keep_routing"): (0.65, 0.74, 0.72), ("routing", "all"): (0.9, 0.1, 0.5),
     }  # fmt: skip
     found = {lab.Cell(*cell, seed).name: fake(value) for cell, seeds in values.items() for seed, value in enumerate(seeds)}
-    says = {(row["injection"], row["arm"]): row["says"] for row in lab.tabulate(config, found)}
+    rows = lab.tabulate(config, found)
+    says = {(row["injection"], row["arm"]): row["clean"].get("says", "") for row in rows}
+    assert rows[0]["sampled"]["success"]["mean"] == pytest.approx(0.75 / 4), "the mean of the last batches"
     assert says == {
         ("none", "plain"): "", ("none", "all"): "no effect shown", ("routing", "plain"): "breaks",
         ("routing", "keep_routing"): "helps", ("routing", "all"): "no effect shown",
