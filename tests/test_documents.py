@@ -20,8 +20,8 @@ from tests.documents import ROOT, Block, blocks, commands
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 MARKED = [ROOT / "README.md", *TUTORIALS]
 PAGES = [*MARKED, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = ("convert-your-model", "several-gpus", "mismatch-lab")
-"""Pages whose commands train something."""
+SLOW = ("convert-your-model", "several-gpus", "mismatch-lab", "evaluate-with-context-management")
+"""Pages whose commands train something or take long."""
 
 
 def name_of(page: Path) -> str:

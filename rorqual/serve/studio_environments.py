@@ -75,7 +75,9 @@ class EnvironmentPage:
             self.desk = Desk(task, self.studio.library.open(shelf, task), self.let_model_try)
             await self.desk.begin()
         self._draw_items()
-        ui.run_javascript(f"getHtmlElement({self.place.id}).scrollIntoView({{block: 'nearest'}})")
+        # On a phone it stands below the list.
+        block = "innerWidth < 992 ? 'start' : 'nearest'"
+        ui.run_javascript(f"getHtmlElement({self.place.id}).scrollIntoView({{block: {block}}})")
 
     async def let_model_try(self, episode: AsyncEpisode) -> None:
         await episode.reset()

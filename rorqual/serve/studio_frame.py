@@ -13,7 +13,7 @@ DARK_COOKIE = "rorqual_dark"
 STYLE = """
 :root { --line: rgb(128 128 128 / .3); --quiet: #5b6770; --paper: #fff; --accent: #0a6c82; --mark: 10 140 170; }
 .body--dark { --quiet: #a5b1ba; --paper: #16202a; --accent: #5cc8de; --mark: 70 190 220; background: #0f161d; }
-.body--dark .text-primary:not(.bg-primary), .body--dark .q-field--focused .q-field__label { color: var(--accent) !important; }
+.body--dark :is(.q-btn--outline, .q-btn--flat:not(.text-white), .q-field, .q-toggle) { --q-primary: #5cc8de; }
 body { font-family: system-ui, sans-serif; line-height: 1.5; }
 .nicegui-content { padding: 0; gap: 0; align-items: stretch; }
 .frame { width: 100%; max-width: 84rem; margin: 0 auto; }
