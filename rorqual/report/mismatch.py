@@ -87,11 +87,12 @@ prompts and noise). Plain: clipped GRPO with K3, every decision made anew by the
 the sampler's matrices; <b>truncation</b>, top-p {truncation}; <b>routing</b>, noise of {routing} on the sampler's expert
 biases; <b>selection</b>, noise of {selection} standard deviations in its indexers; <b>all</b>, the five together. They are a
 laboratory's: larger than a good deployment's. Success is measured twice: <b>clean</b>, the trained weights sampled at
-temperature 1 without an injection; <b>as sampled</b>, the last six batches with it. Plain arms are set against plain without
-an injection, the others against plain under the same one. A policy trained with the sampling mask leaves alone what its
-sampler never draws, and clean sampling draws it: there the second measure is the one that deployment sees. Intervals are
-Student's 95 % over seeds; differences are paired by seed, and not corrected for the number of comparisons. Where an interval
-holds 0, nothing is shown at this size, and the page says so.</p>"""
+temperature 1 without an injection; <b>as sampled</b>, the last six batches with it, which carry its handicap (a stale or a
+rounded sampler is a worse one). Plain arms are set against plain without an injection, the others against plain under the
+same one. A policy trained with the sampling mask leaves alone what its sampler never draws, and clean sampling draws it:
+there the second measure is the one that deployment sees. Intervals are Student's 95 % over seeds; differences are paired by
+seed, and not corrected for the number of comparisons. Where an interval holds 0, nothing is shown at this size, and the page
+says so.</p>"""
 
 
 def _setting(table: Mapping[str, Any]) -> str:

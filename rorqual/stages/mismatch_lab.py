@@ -300,7 +300,7 @@ def tabulate(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dic
             row[name] = {"success": interval([measure(each) for each in mine.values()])}
             if (injection, arm) != ("none", "plain") and len(pairs) > 1:
                 gap = interval([measure(each) - measure(other) for each, other in pairs])
-                row[name] |= {"against": gap, "says": _says(gap, arm == "plain")}
+                row[name] |= {"against": gap, "says": _says(gap, name, arm)}
         rows.append(row)
     return rows
 
@@ -313,11 +313,13 @@ MEASURES = {
 }
 
 
-def _says(gap: Mapping[str, float], of_injection: bool) -> str:
-    """What an interval allows to be said, and no more."""
-    if of_injection:
-        return "breaks" if gap["high"] < 0 else "no harm shown"
-    return "helps" if gap["low"] > 0 else "hurts" if gap["high"] < 0 else "no effect shown"
+def _says(gap: Mapping[str, float], measure: str, arm: str) -> str:
+    """What an interval allows to be said, and no more. As sampled, an injection is a handicap of its own: no word of breaking."""
+    if arm != "plain":
+        words = ("hurts", "no effect shown", "helps")
+    else:
+        words = ("breaks", "no harm shown", "no harm shown") if measure == "clean" else ("lower", "no difference shown", "higher")
+    return words[0 if gap["high"] < 0 else 2 if gap["low"] > 0 else 1]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
