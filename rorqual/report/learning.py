@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,8 +116,8 @@ def held_out_section(run: Run) -> Section:
     if not measured:
         body += absent("This run evaluated no checkpoint on held-out tasks.")
         return Section("held-out", "Held-out success by stage", paper, body)
-    benchmarks = list(dict.fromkeys(each["benchmark"] for each in measured))
-    parts = [_by_stage(name, [each for each in measured if each["benchmark"] == name], len(benchmarks)) for name in benchmarks]
+    suites = list(dict.fromkeys(each["suite"] for each in measured))
+    parts = [_by_stage(name, [each for each in measured if each["suite"] == name], len(suites)) for name in suites]
     return Section("held-out", "Held-out success by stage", paper, body + "".join(parts))
 
 
@@ -139,8 +140,9 @@ def _by_stage(name: str, measured: Sequence[Mapping[str, Any]], among: int) -> s
     heading = f"<h3>{name}</h3>" if among > 1 else ""
     if not shown:
         return heading + table(head, rows)
+    own = re.sub("[^a-z0-9]+", "-", name.lower())
     drawn = Plot(
-        f"held-out-{name}", f"Held-out success on {name} by stage, with 95 % intervals", [line], Axis(""),
+        f"held-out-{own}", f"Held-out success on {name} by stage, with 95 % intervals", [line], Axis(""),
         Axis("share solved", is_percent=True, from_zero=True), height=300,
     )  # fmt: skip
     return (
@@ -160,8 +162,8 @@ def contexts_section(run: Run) -> Section:
     )
     own = [each for each in run.evaluations if each["context"] != "none"]
     if own:
-        benchmark = own[0]["benchmark"]
-        own = [each for each in run.evaluations if each["benchmark"] == benchmark and each["stage"] == own[0]["stage"]]
+        of = (own[-1]["suite"], own[-1]["stage"])
+        own = [each for each in run.evaluations if (each["suite"], each["stage"]) == of]
         body += "<div class='pair'>" + _own_curves(own) + _paper_curves() + "</div>" + _context_table(own)
     else:
         body += absent("This run measured no context strategy; the paper’s figure stands alone.") + _paper_curves()
@@ -183,7 +185,7 @@ def _own_curves(own: Sequence[Mapping[str, Any]]) -> str:
         "contexts-own", "Score against mean steps by context strategy, this run", lines, Axis("mean steps, resets included"),
         Axis("score, %", from_zero=True), height=320,
     )  # fmt: skip
-    return plot(drawn, f"<b>This run</b>, {own[0]['benchmark']}. Lines are smaller budgets of the same attempts.")
+    return plot(drawn, f"<b>This run</b>, {own[0]['suite']}. Lines are smaller budgets of the same attempts.")
 
 
 def _context_table(own: Sequence[Mapping[str, Any]]) -> str:

@@ -171,7 +171,7 @@ def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _evaluations(directory: Path, stages: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Each with `stage`, the one whose checkpoint was measured, and `where`; in the order of the run's stages."""
+    """Each with `stage`, the one whose checkpoint was measured, `suite` and `where`; in the order of the run's stages."""
     found = []
     for path in sorted(directory.rglob("results.json")):
         results = _json(path)
@@ -179,8 +179,16 @@ def _evaluations(directory: Path, stages: Sequence[str]) -> Iterator[Mapping[str
             where = path.parent.relative_to(directory).as_posix()
             stage = results.get("stage") or _stage_of(str(results["policy"]), directory, stages)
             order = stages.index(stage) if stage in stages else len(stages)
-            found.append((order, path.stat().st_mtime, {**results, "stage": stage, "where": where}))
+            told = {"stage": stage, "where": where, "suite": _suite_of(results, stage, path.parent.name)}
+            found.append((order, path.stat().st_mtime, {**results, **told}))
     yield from (results for _, _, results in sorted(found, key=lambda each: each[:2]))
+
+
+def _suite_of(results: Mapping[str, Any], stage: str, name: str) -> str:
+    """The benchmark, and the store of tasks where the directory names one: STAGE-STORE[-CONTEXT]."""
+    rest = name.removeprefix(stage.replace("/", "-")).strip("-") if name.startswith(stage.replace("/", "-")) else ""
+    rest = "" if rest == results["context"] else rest.removesuffix(f"-{results['context']}")
+    return f"{results['benchmark']}, {rest}" if rest else results["benchmark"]
 
 
 def _stage_of(policy: str, directory: Path, stages: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ def _outcomes(run: Run) -> Iterator[tuple[str, str, str]]:
         yield signed(change), "held-out loss, sparse against dense", reference["about"]
     scores = [e for e in run.evaluations if e["context"] == "none" and e["score"].get("value") is not None]
     if scores:
-        same = [e for e in scores if e["benchmark"] == scores[-1]["benchmark"]]
+        same = [e for e in scores if e["suite"] == scores[-1]["suite"]]
         first, last = same[0], same[-1]
         change = f"{percent(first['score']['value'], 0)} after {title_of(first['stage']).lower()}" if first is not last else ""
         yield percent(last["score"]["value"], 0), "of held-out tasks solved at the end", change

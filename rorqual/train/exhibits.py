@@ -255,7 +255,7 @@ def _passage(store: TokenStore, length: int) -> Iterator[Text]:
 
 def _conversation(directory: Path, length: int) -> Iterator[Text]:
     """The tokens of the last stored attempt at a task that was answered, as they went through the sampler."""
-    for path in sorted(directory.rglob("*.npz"), reverse=True)[:200]:
+    for path in sorted(directory.rglob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)[:200]:
         with np.load(path, allow_pickle=False) as found:
             if "record" not in found.files:
                 continue

@@ -113,7 +113,8 @@ def _exhibits(directory: Path) -> None:
 
 
 def _evaluation(run: Path, stage: str, context: str, score: float) -> None:
-    directory = run / "evaluations" / f"{stage.replace('/', '-')}-{context}"
+    suffix = "" if context == "none" else f"-{context}"
+    directory = run / "evaluation" / f"{stage.replace('/', '-')}-primer{suffix}"
     found = {"value": score, "low": score - 0.1, "high": score + 0.1}
     curve = [{"label": f"at most {n}", "steps": 4.0 * n, "score": score * n / 3, "low": 0.0, "high": 0.9} for n in (1, 2, 3)]
     results = {

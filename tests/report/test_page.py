@@ -63,7 +63,7 @@ def test_every_plot_is_drawn_from_its_figures(opened: Any) -> None:
     traces = opened.evaluate("document.querySelector('#loss-by-position .canvas').data.map(t => [t.name, t.y[0]])")
     assert dict(traces)["sparse"] == pytest.approx(4.12)
     low, high = opened.evaluate(
-        "document.querySelector('#held-out-heldout .canvas').data.map(t => [t.error_y.arrayminus, t.error_y.array])[0]"
+        "document.querySelector('#held-out-heldout-primer .canvas').data.map(t => [t.error_y.arrayminus, t.error_y.array])[0]"
     )
     assert low == pytest.approx([0.1] * 4) and high == pytest.approx([0.1] * 4)
 

@@ -80,6 +80,7 @@ def test_an_evaluation_belongs_to_the_stage_whose_checkpoint_it_measured(made: P
     run = read_run(made)
     of_stages = [each["stage"] for each in run.evaluations if each["context"] == "none"]
     assert of_stages == ["cold-start", "specialists/retail", "distill", "grpo"]
+    assert {each["suite"] for each in run.evaluations} == {"heldout, primer"}, "the store is named by the directory"
     body = next(part.body for part in sections(run) if part.id == "held-out")
     assert "47.5 % [37.5, 57.5]" in body and "Specialist (retail)" in body
 
