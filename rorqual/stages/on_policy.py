@@ -33,12 +33,12 @@ from rorqual.rollout.trajectory import Trajectory, samples
 from rorqual.stages.grpo import SamplingConfig, TaskPool, number_of, pool_of
 from rorqual.stages.specialists import Specialist
 from rorqual.stages.task_set import TaskSet
-from rorqual.train.distillation import DistillationObjective, distillation_step, taught
+from rorqual.train.distillation import DistillationObjective, distillation_step, scored_by, taught
 from rorqual.train.export import open_model, publish_model
 from rorqual.train.lineage import Making
 from rorqual.train.loop import Pace, Site, run_steps
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
-from rorqual.train.policy_step import DomainObjective, PolicyConfig, PolicyObjective, Prepared, policy_step, prepare
+from rorqual.train.policy_step import DomainObjective, PolicyConfig, PolicyObjective, Prepared, policy_step
 from rorqual.train.samples import BatchLimits, Item, ReplayConfig, blank_item
 from rorqual.train.setup import begin, training_tensors
 
@@ -145,7 +145,7 @@ def _sampled_step(objective, optimizer, by_teacher, minds, config: Config, site:
     """The estimator from sampled tokens: the KL term of GRPO with each teacher as the reference of its domain."""
     parts: list[Prepared] = []
     for name, items in by_teacher.items():
-        parts += prepare(items, config.policy, minds[name], site.world)
+        parts += scored_by(items, minds[name], config.limits, config.replay, site.world)
     found = policy_step(objective, optimizer, parts, site.world, rate)
     return found | {"train/reverse_kl": found["train/kl"]}
 

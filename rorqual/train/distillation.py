@@ -13,7 +13,7 @@ can't reach.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -30,7 +30,8 @@ from rorqual.model.transformer import Transformer
 from rorqual.parallel.apply import Opaque
 from rorqual.parallel.world import World
 from rorqual.train.optimizer import Optimizer, clip_, squared_norm
-from rorqual.train.samples import BatchLimits, Item, ReplayConfig, SampleBatch, micro_batches, sample_batch
+from rorqual.train.policy_step import Prepared
+from rorqual.train.samples import BatchLimits, Item, ReplayConfig, SampleBatch, micro_batches, sample_batch, score
 
 
 def reverse_kl(
@@ -126,6 +127,21 @@ def taught(items: Sequence[Item], teacher: Transformer, limits: BatchLimits, rep
         with torch.no_grad():
             hidden, _ = _sampled_states(teacher, batch, None, Trace())
         parts.append(Taught(batch, hidden, teacher.head.weight))
+    return parts
+
+
+def scored_by(
+    items: Sequence[Item], teacher: Transformer, limits: BatchLimits, replay: ReplayConfig, world: World
+) -> list[Prepared]:
+    """As `taught`, for the sampled estimator: the teacher's log-probs of the sampled tokens stand where GRPO's reference does.
+
+    The student's routing and selection are not imposed on the teacher: under another model's experts it would say nonsense.
+    """
+    parts = []
+    for group in micro_batches(items, limits):
+        batch = sample_batch(group, world.device, replay)
+        with torch.no_grad():
+            parts.append(Prepared(batch, score(teacher, replace(batch, replay=Replay(None, None))).logprobs))
     return parts
 
 
