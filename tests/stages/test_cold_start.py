@@ -180,7 +180,8 @@ def whole(stores, tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("until", ["attempts/answering/*.npz", pytest.param("sft/checkpoints/step-*", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["attempts/answering/*.npz", "sft/checkpoints/step-*"])
 def test_killed_it_ends_with_the_same_bits_and_plays_nothing_twice(stores, whole, tmp_path, until):
     process = start(stores, tmp_path / "killed")
     while process.poll() is None and not list((tmp_path / "killed").glob(until)):

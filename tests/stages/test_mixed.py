@@ -73,6 +73,7 @@ def test_a_domain_s_beta_and_delta_reach_the_loss_as_its_own():
     assert torch.allclose(loss, (-policy * masked + betas * kl).mean(), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_domain_s_delta_masks_its_own_sequences_alone(given, tmp_path):
     """A delta below any drift masks every sequence of negative advantage; None masks none."""
     shares = {}
