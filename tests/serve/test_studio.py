@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -94,8 +95,9 @@ def test_an_answer_streams_with_thinking_a_call_its_result_and_the_selection(pag
     assert "".join(page.locator(".answer").all_text_contents()) == "Let me see." + ANSWER
     assert len(seen) > 5 and all(("Let me see." + ANSWER).startswith(text) for text in seen)
     tokens = page.get_by_role("listbox", name="Tokens of the conversation")
-    tokens.locator(".chosen").wait_for()
-    last = int(tokens.locator(".chosen").get_attribute("data-at"))
+    page.get_by_role("button", name="Send").wait_for()  # the view has looked into the last message too
+    last = int(page.get_by_text(re.compile(r"^Token \d+ ")).inner_text().split()[1])
+    tokens.locator(f".chosen[data-at='{last}']").wait_for()
     tokens.focus()
     page.keyboard.press("ArrowLeft")
     page.get_by_text(f"Token {last - 1} ").wait_for()
