@@ -15,10 +15,10 @@ from rorqual.synthesis.code.projects import project
 
 SECONDS, QUICK_SECONDS = 900, 90
 PAIRS = (
-    "toolz==0.12.1..1.0.0", "more-itertools==10.2.0..10.3.0", "sqlparse==0.5.0..0.5.1", "marko==2.0.3..2.1.0",
-    "tomlkit==0.12.0..0.12.5", "cachetools==5.4.0..5.5.0", "dep-logic==0.3.0..0.4.0", "humanize==4.9.0..4.10.0",
-    "portion==2.4.2..2.5.0", "mistune==3.0.1..3.0.2", "semver==3.0.1..3.0.2", "wcwidth==0.2.12..0.2.13",
-    "pathspec==0.11.2..0.12.1", "h11==0.14.0..0.16.0", "natsort==8.3.1..8.4.0", "pyparsing==3.1.4..3.2.0",
+    "cachetools==5.4.0..5.5.0", "sqlparse==0.5.0..0.5.1", "tomlkit==0.12.5..0.13.0", "dep-logic==0.3.0..0.4.0",
+    "semver==3.0.1..3.0.2", "pathspec==0.11.2..0.12.1", "h11==0.14.0..0.16.0", "marko==2.1.0..2.1.2", "mistune==3.0.2..3.1.0",
+    "humanize==4.10.0..4.11.0", "portion==2.4.2..2.5.0", "natsort==8.3.1..8.4.0", "wcwidth==0.2.12..0.2.13",
+    "idna==3.7..3.8", "more-itertools==10.2.0..10.3.0", "parso==0.8.2..0.8.3", "boltons==23.1.1..24.0.0", "toolz==0.12.0..0.12.1",
 )  # fmt: skip
 BAD = {
     "sqlparse==0.4.3..0.4.4": "same_build",

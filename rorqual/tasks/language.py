@@ -94,8 +94,13 @@ def language_of_files(files: Mapping[str, str]) -> str:
     return "javascript" if "package.json" in files and "pyproject.toml" not in files and "setup.py" not in files else "python"
 
 
-def read_report(data: bytes, file: str = "") -> dict[str, str] | str:
-    """JUnit XML -> test id (file::class or suites::name) -> outcome; the reason where it can't be read. Entities are refused."""
+def read_report(data: bytes, file: str = "", files: Sequence[str] = ()) -> dict[str, str] | str:
+    """JUnit XML -> test id (file::class or suites::name) -> outcome; the reason where it can't be read. Entities are refused.
+
+    file: the one that was run, where the report names none. files: those that were run; a test that a class inherits is of the
+    file that was run, not of the one that defines it.
+    """
+    dotted = {path.removesuffix(".py").replace("/", "."): path for path in files}
     if b"<!ENTITY" in data or b"<!DOCTYPE" in data:
         return "a report with entities"
     try:
@@ -107,9 +112,17 @@ def read_report(data: bytes, file: str = "") -> dict[str, str] | str:
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         owner = " > ".join(suites) if file else case.get("classname", "").rpartition(".")[2]
-        name = f"{case.get('file', file)}::{owner}::{case.get('name')}"
+        place = _place(case.get("classname", ""), dotted) or case.get("file", file)
+        name = f"{place}::{owner}::{case.get('name')}"
         found[name] = "failed" if found.get(name) == "failed" else outcome
     return found
+
+
+def _place(name: str, dotted: Mapping[str, str]) -> str:
+    """The file whose module a class's dotted name begins with."""
+    while name and name not in dotted:
+        name = name.rpartition(".")[0]
+    return dotted.get(name, "")
 
 
 def _cases(node: Any, suites: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:

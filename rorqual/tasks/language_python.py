@@ -52,7 +52,7 @@ files = {name.partition("::")[0] for name in chosen}
 
 def is_wanted(item):
     *owner, name = mangle_test_address(item.nodeid)
-    file = item.location[0]
+    file = item.nodeid.partition("::")[0]
     return file not in files or f"{file}::{'.'.join(owner).rpartition('.')[2]}::{name}" in chosen
 
 def pytest_collection_modifyitems(items):
@@ -208,7 +208,7 @@ class Python:
         if str(result.ended) != "exited":
             return Run(problem=f"the run ended: {result.ended}", output=result.stdout[-20000:])
         try:
-            found = read_report(box.download(REPORT))
+            found = read_report(box.download(REPORT), files=tests)
         except SandboxError:
             return Run(problem=f"no report: {(result.stdout + result.stderr)[-300:]}", output=result.stdout[-20000:])
         if isinstance(found, str):

@@ -92,6 +92,8 @@ def test_reports_are_read_strictly() -> None:
     assert isinstance(read_report(b'<!DOCTYPE x [<!ENTITY a "b">]><x/>'), str)
     case = '<testsuite><testcase classname="m" name="t" file="f"/><testcase classname="m" name="t" file="f"><failure/></testcase></testsuite>'
     assert read_report(case.encode()) == {"f::m::t": "failed"}
+    inherited = b'<testsuite><testcase classname="tests.test_a.TestA" name="t" file="tests/__init__.py"/></testsuite>'
+    assert read_report(inherited, files=["tests/test_a.py"]) == {"tests/test_a.py::TestA::t": "passed"}
 
 
 def test_a_project_without_tests_or_with_broken_ones_says_so(tmp_path: Path) -> None:

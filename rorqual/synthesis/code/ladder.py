@@ -118,6 +118,9 @@ def requirements(files: Mapping[str, str]) -> list[Requirement]:
             lines += [f"{line}; extra == '{name}'" for line in extra if ";" not in line]
     for group in table.get("dependency-groups", {}).values():
         lines += [f"{line}; extra == 'group'" for line in group if isinstance(line, str) and ";" not in line]
+    poetry = table.get("tool", {}).get("poetry", {})
+    for group in (*(g.get("dependencies", {}) for g in poetry.get("group", {}).values()), poetry.get("dev-dependencies", {})):
+        lines += [f"{name}; extra == 'group'" for name in group if name != "python"]
     tested = [text for path, text in files.items() if re.search(r"(test|dev)[^/]*\.(txt|in)$|requirements[^/]*\.txt$", path)]
     for text in tested:
         lines += [

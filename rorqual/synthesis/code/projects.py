@@ -16,7 +16,7 @@ from rorqual.tasks.language import language_of
 from rorqual.tasks.language_python import VERSION, cache_of, runner_packages
 
 RUNS = 3
-EDITION = 4
+EDITION = 5
 """Of the ladder: another number sets every project up anew."""
 COVER = '''"""Writes which functions each test calls: {test: [[file, first line], ...]}."""
 import json, os, sys
@@ -33,7 +33,7 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_teardown(item):
     sys.settrace(None)
-    found.setdefault(f"{item.location[0]}::{item.location[2].split('[')[0]}", set()).update(called)
+    found.setdefault(f"{item.nodeid.partition('::')[0]}::{item.location[2].split('[')[0]}", set()).update(called)
 
 def pytest_sessionfinish(session):
     with open("cover.json", "w") as file:

@@ -46,7 +46,9 @@ class Zygote:
 
         for item in session.items:
             *owner, name = mangle_test_address(item.nodeid)
-            self.items.setdefault(f"{item.location[0]}::{'.'.join(owner).rpartition('.')[2]}::{name}", []).append(item)
+            self.items.setdefault(f"{item.nodeid.partition('::')[0]}::{'.'.join(owner).rpartition('.')[2]}::{name}", []).append(
+                item
+            )
         for value in gc.get_objects():
             if isinstance(value, types.FunctionType):
                 code = value.__code__
