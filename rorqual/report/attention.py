@@ -86,7 +86,8 @@ def _number(value: float | None) -> str:
 def _needles(found: Mapping[str, Any]) -> str:
     asked = found.get("retrieval")
     if not asked:
-        return ""
+        why = found.get("no_retrieval")
+        return absent(f"Retrieval was not measured: {escape(why)}.") if why else ""
     names = {name: words for name, (words, _, _) in MODEL_NAMES.items()} | {"random indexers": "untrained indexers"}
     rows = [(names.get(name, name), percent(score, 0)) for name, score in asked["accuracy"].items()]
     dense = [score for name, score in asked["accuracy"].items() if "dense" in name or name == "control"]

@@ -185,7 +185,10 @@ def quality(directory: Path, store: TokenStore, config: ExhibitConfig) -> dict[s
         "loss": losses, "selection": _by_layer(selection(sparse, few)), "random_selection": _by_layer(selection(random, few)),
     }  # fmt: skip
     if config.needles:
-        found["retrieval"] = _retrieval(compared, random, store, length, words, config)
+        try:
+            found["retrieval"] = _retrieval(compared, random, store, length, words, config)
+        except UserError as error:  # rows too short for a needle; the losses stand all the same
+            found["no_retrieval"] = str(error)
     return found
 
 
@@ -194,10 +197,15 @@ def _retrieval(
 ) -> dict[str, Any]:
     vocabulary = Vocabulary.of(store.tokenizer, store.ends, words)
     filler = store.documents(_largest(store), "held_out")
-    asked = NeedleConfig(lengths=(length,), count=config.needles)
+    asked = NeedleConfig(lengths=(length,), count=config.needles, others=_others(vocabulary))
     models = {name: (model, mode) for name, (model, mode, _) in compared.items()} | {"random indexers": (random, SPARSE)}
     scores = {name: retrieval(model, vocabulary, filler, asked, mode).accuracy for name, (model, mode) in models.items()}
     return {"documents": config.needles * len(asked.depths), "others": asked.others, "accuracy": scores}
+
+
+def _others(vocabulary: Vocabulary) -> int:
+    """How many other facts stand in a needle's document: three, or as many as there are words for."""
+    return min(3, len(vocabulary.keys) - 1, len(vocabulary.values) - 1)
 
 
 def _by_layer(found: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -230,10 +238,11 @@ def _needle_text(directory: Path, store: TokenStore, length: int, config: Exhibi
     words = _trained_on(stage)[1] if (stage / "config.toml").is_file() else None
     vocabulary = Vocabulary.of(store.tokenizer, store.ends, words)
     filler = store.documents(_largest(store), "held_out")
-    fewest = 2 + vocabulary.question_len + 4 * vocabulary.fact_len
+    others = _others(vocabulary)
+    fewest = 2 + vocabulary.question_len + (others + 1) * vocabulary.fact_len
     if length < fewest or not len(filler.tokens):
         return
-    document = needle(vocabulary, generator(config.seed, 7), length, 0.25, filler, others=3)
+    document = needle(vocabulary, generator(config.seed, 7), length, 0.25, filler, others)
     asked = int(np.flatnonzero(document.answers)[0]) - 1  # the token from which the answer's first one is predicted
     about = (
         "Facts of the form “@ value key” hidden in real text, and a question “? key” at the end. The chosen token is the one "
