@@ -193,3 +193,11 @@ def test_killed_it_ends_with_the_same_bits_and_plays_nothing_twice(stores, whole
     assert all(path.stat().st_mtime_ns == when for path, when in written.items()), "an attempt was played twice"
     a, b = (load_model(directory / "sft" / "model", "float32").state_dict() for directory in (whole, tmp_path / "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_rebuilt_from_the_checkpoint_s_record_data_and_model_have_the_same_hashes(taught, stores, tmp_path):
+    from rorqual.stages import rebuild
+
+    report = rebuild.main(taught[1], tmp_path, [stores[2], stores[0]], World(0, 1, torch.device("cpu")))
+    assert report["same"] and [r["stage"] for r in report["records"].values()] == ["cold_start", "sft"]
