@@ -105,7 +105,7 @@ def test_what_is_other_in_a_domain_is_other_there_alone(in_turn):
     assert CONFIG.run("maths", "thinking").policy.default.beta == 0.0 and CONFIG.run("maths", "thinking").mode.thinking
     assert CONFIG.run("logic", "direct") == replace(RUNS, mode=replace(RUNS.mode, thinking=False))
     with pytest.raises(UserError, match=r"by_domain.maths.*no such field"):
-        specialists.Config(by_domain={"maths": {"polcy": {}}})
+        specialists.Config(by_domain={"maths": {"politics": {}}})
     read = load(specialists.Config, None, ["--by_domain.maths.pace.steps=7", "--modes=['thinking', 'direct']"])
     assert read.run("maths", "direct").pace.steps == 7 and read.run("logic", "direct").pace.steps == 100
 
