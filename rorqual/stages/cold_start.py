@@ -55,6 +55,9 @@ class Config:
     """None: all."""
     kept_per_task: int = 1
     """Accepted attempts at one task that are kept, of each kind: the best by score, then the shortest."""
+    surfaces: int | None = None
+    """So many conversations with tools show them; the others are trained on as if no tools had been listed. The format's own
+    words about tools are hundreds of tokens that a small model need not read every time. None: all show them."""
     keep_prompts: bool = False
     """Leave the system prompts in the training data. Without them the model learns to do unasked what it was asked to."""
     detail: Detail = "brief"
@@ -83,7 +86,7 @@ def conversations(config: Config, init: Path, tasks: TaskSet, site: Site) -> Pat
     """The directory of the training data, with its lineage; made once."""
     final = site.directory / DATA
     if not final.is_dir():
-        rows = make(config, init, tasks, site)
+        rows = with_surfaces(make(config, init, tasks, site), config.surfaces)
         given = [record for path in config.merge_given for record in read_given(path)]
         if not rows and not given:
             raise UserError(f"{site.directory}: the verifiers accepted no attempt; start with --source=both, or gold")
@@ -95,6 +98,13 @@ def conversations(config: Config, init: Path, tasks: TaskSet, site: Site) -> Pat
             publish(part, final, Making("cold_start", config, {"init": init, **tasks.sources, **files}, tasks.settings))
         site.world.barrier()
     return final
+
+
+def with_surfaces(rows: Sequence[Accepted], most: int | None) -> list[Accepted]:
+    """The first `most` conversations with tools keep their list of tools; None: all do."""
+    with_tools = [n for n, row in enumerate(rows) if row.tools]
+    bare = set(with_tools[most:]) if most is not None else set()
+    return [replace(row, tools=()) if n in bare else row for n, row in enumerate(rows)]
 
 
 def make(config: Config, init: Path, tasks: TaskSet, site: Site) -> list[Accepted]:

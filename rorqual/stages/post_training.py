@@ -39,7 +39,7 @@ def main(config: Config, base: Path, directory: Path, world: World, log: RunLog,
     world.barrier()
     stores = synthesize.trained_on(config.synthesis, directory / "tasks")
     made = trained(config, base, open_tasks(stores, config.isolation), directory, world, quiet) if stores else {}
-    model = list(made.values())[-1] if made else base
+    model = next((made[stage] for stage in ("mixed", "distill", "cold-start") if stage in made), base)
     if config.evaluation and stores and world.is_main:
         held_out.main(config.evaluation, {base.parent.name: base, **made}, stores, directory / "evaluation", log)
     world.barrier()
@@ -47,7 +47,7 @@ def main(config: Config, base: Path, directory: Path, world: World, log: RunLog,
 
 
 def trained(config: Config, base: Path, tasks: TaskSet, directory: Path, world: World, quiet: bool) -> dict[str, Path]:
-    """The checkpoint of every stage, in order. The specialists' are not on the way, and are not among them."""
+    """The checkpoint of every stage, in order, the specialists' too; the last is the finished model's."""
 
     def site(stage: str) -> Site:
         below = directory / stage
@@ -60,6 +60,7 @@ def trained(config: Config, base: Path, tasks: TaskSet, directory: Path, world: 
     if config.cold_start:
         model = made["cold-start"] = cold_start_stage.main(config.cold_start, model, tasks, site("cold-start"))
     experts = specialists_stage.main(config.specialists, model, tasks, site("specialists")) if config.specialists else None
+    made |= {f"specialist-{each.name}": each.model for each in specialists_stage.read_specialists(experts)} if experts else {}
     if config.distill and experts:
         model = made["distill"] = distill_stage.main(config.distill, model, experts, tasks, site("distill"))
     if config.mixed:
