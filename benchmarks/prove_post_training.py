@@ -32,7 +32,7 @@ from rorqual.stages.specialists import Specialist, read_specialists
 from rorqual.stages.synthesize import trained_on
 from rorqual.tasks import Store
 
-SECONDS, QUICK_SECONDS = 5400, 5
+SECONDS, QUICK_SECONDS = 5400, 12
 RECIPE, RUN = "tiny", Path("runs/post-training-proof")
 TASKS = 2000
 GAIN, WITHIN, DOMAINS = 0.10, 0.03, ("maths", "logic", "general", "search")
