@@ -169,8 +169,8 @@ def test_issue_and_patch_rows_are_read_from_local_clones(history: Path, tmp_path
             ["git", "-C", str(history), "diff", parent, commit, "--", *paths], capture_output=True, text=True
         ).stdout
 
-    row = {"instance_id": "o__sums-7", "repo": "o/sums", "base_commit": parent, "patch": diff("sums"), "test_patch": diff("tests"),
-           "problem_statement": ISSUE}  # fmt: skip
+    row = {"instance_id": "o__sums-7", "repo": "o/sums", "base_commit": parent, "patch": diff("sums"),
+           "test_patch": diff("tests"), "problem_statement": ISSUE}  # fmt: skip
     found = instance_pair(row, str(tmp_path))
     assert found.old["sums/__init__.py"] == FAULTY and found.new["sums/__init__.py"] == SOURCE and found.issue == ISSUE
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
