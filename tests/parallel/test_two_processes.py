@@ -20,6 +20,7 @@ RECIPE = [
     "run",
     "smoke",
     "--quiet",
+    "--post_training=none",
     "--model.init-std=0.1",
     "--sample.prompts=[]",
     "--prepare.corpora=[{name='python', limit_mb=0.2}]",

@@ -18,7 +18,12 @@ from safetensors.torch import load_file
 from rorqual.runlog import read_events
 
 STAGES = ("pretrain", "extend", "warm-indexer", "train-sparse")
-FASTER = ["--sample.prompts=[]", "--prepare.corpora=[{name='python', limit_mb=0.2}]", "--prepare.held_out_share=0.3"]
+FASTER = [
+    "--post_training=none",
+    "--sample.prompts=[]",
+    "--prepare.corpora=[{name='python', limit_mb=0.2}]",
+    "--prepare.held_out_share=0.3",
+]
 RUN = [sys.executable, "-m", "rorqual", "run", "smoke", "--quiet", *FASTER]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
