@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ def _value(rng: random.Random, numeric: bool) -> int | str:
     return rng.randrange(10, 100) if numeric else rng.choice(NAMES)
 
 
-def _world(shape: Shape, noun: str, fields: list[str], rows: list[list[Any]]) -> World:
+def _world(shape: Shape, noun: str, fields: Sequence[str], rows: list[list[Any]]) -> World:
     kinds = ["INTEGER" if numeric else "TEXT" for numeric in shape.numeric]
     columns = ", ".join(f"{field} {kind}" for field, kind in zip(fields, kinds, strict=True))
     payload = {
@@ -159,7 +159,7 @@ def _world(shape: Shape, noun: str, fields: list[str], rows: list[list[Any]]) ->
     return World(f"primer-{digest(payload, 12)}", "general", payload, structure, ("primer",))
 
 
-def _tool(shape: Shape, tool: tuple[str, int], noun: str, fields: list[str]) -> str:
+def _tool(shape: Shape, tool: tuple[str, int], noun: str, fields: Sequence[str]) -> str:
     """Python source of one tool."""
     kind, at = tool
     field, annotation = fields[at], "int" if shape.numeric[at] else "str"
@@ -201,8 +201,8 @@ def gold_messages(task: Task, world: World | None) -> list[dict[str, Any]]:
         episode.reset()
         policy = GoldPolicy(plan, seed=task.id)
         for step, move in enumerate(plan.moves):
-            call = {"id": f"call_{step}", "type": "function"}
-            call["function"] = {"name": move.name, "arguments": json.dumps(move.arguments)}
+            function = {"name": move.name, "arguments": json.dumps(move.arguments)}
+            call = {"id": f"call_{step}", "type": "function", "function": function}
             messages.append({"role": "assistant", "reasoning_content": policy.thought(step, seen), "tool_calls": [call]})
             seen.append(episode.call(move.name, move.arguments))
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": seen[-1]})

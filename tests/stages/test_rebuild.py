@@ -20,7 +20,8 @@ from rorqual.train.loop import Site
 WORLD = World(0, 1, torch.device("cpu"))
 FEW = [
     "--prepare.corpora=[{name='python', limit_mb=0.15}]", "--prepare.held_out_share=0.3", "--sample.prompts=[]",
-    "--pretrain.pace.steps=3", "--extend=none", "--post_training=none", "--warm_indexer.pace.steps=2", "--train_sparse.pace.steps=2",
+    "--pretrain.pace.steps=3", "--extend=none", "--post_training=none",
+    "--warm_indexer.pace.steps=2", "--train_sparse.pace.steps=2",
     "--warm_indexer.batch.length=64", "--train_sparse.batch.length=64",
 ]  # fmt: skip
 
