@@ -14,7 +14,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with a busy neighbour, spinning threads slow a run ten times
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it (rorqual/cli.py says why)
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: its kernels then run on CPU
