@@ -53,6 +53,8 @@ class Config:
     """Files of conversations that are trained on along with the rest, and primed on."""
     tasks_per_domain: int | None = None
     """None: all."""
+    tasks_by_domain: Mapping[str, int] = field(default_factory=dict)
+    """In place of `tasks_per_domain`, for the domains that it names."""
     kept_per_task: int = 1
     """Accepted attempts at one task that are kept, of each kind: the best by score, then the shortest."""
     surfaces: int | None = None
@@ -153,9 +155,9 @@ def _of_kind(config: Config, kind: Kind, model: Path, tasks: TaskSet, site: Site
 def chosen_tasks(config: Config, kind: Kind, tasks: TaskSet) -> list[str]:
     """The ids of the tasks that a kind is made of: those with tools or those without."""
     found: list[str] = []
-    for ids in tasks.by_domain.values():
+    for domain, ids in tasks.by_domain.items():
         fitting = [name for name in ids if bool(tasks.tasks[name].tools) == USES_TOOLS[kind]]
-        found += fitting[: config.tasks_per_domain]
+        found += fitting[: config.tasks_by_domain.get(domain, config.tasks_per_domain)]
     return found
 
 

@@ -6,9 +6,11 @@ is played once; a killed run goes on with the attempts that are missing.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,10 +38,12 @@ class Config:
     """Of the tasks' worlds; inline is for programs that this package wrote itself."""
     concurrency: int = 64
     cache_tokens: int = 65536
+    side_by_side: int = 1
+    """Evaluations at one time, each a process with its share of the cores."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("tasks", "attempts", "max_turn_tokens", "max_turns", "window", "concurrency")
+        counts = ("tasks", "attempts", "max_turn_tokens", "max_turns", "window", "concurrency", "side_by_side")
         require(
             self,
             strategies=(bool(self.strategies), "at least one"),
@@ -53,13 +57,18 @@ def main(config: Config, checkpoints: Mapping[str, Path], stores: Sequence[Path]
     checkpoints: stage -> checkpoint, in the order in which they were made; the last is the finished model.
     Raises UserError where an evaluation fails, with its last line.
     """
-    plan = [(stage, store, config.strategies[0]) for stage in checkpoints for store in stores]
+    plan: list[tuple[str, Path, Strategy]] = [(stage, store, config.strategies[0]) for stage in checkpoints for store in stores]
     plan += [(list(checkpoints)[-1], store, each) for store in stores for each in config.strategies[1:]]
-    with log.progress("evaluation", len(plan)) as bar:
-        for stage, store, strategy in plan:
-            name = "-".join([stage, store.name, *([strategy] if strategy != config.strategies[0] else [])])
-            if not (directory / name / "results.json").exists():
-                _evaluate(config, checkpoints[stage], store, strategy, directory / name)
+
+    def one(planned: tuple[str, Path, Strategy]) -> None:
+        stage, store, strategy = planned
+        name = "-".join([stage, store.name, *([strategy] if strategy != config.strategies[0] else [])])
+        if not (directory / name / "results.json").exists():
+            _evaluate(config, checkpoints[stage], store, strategy, directory / name)
+
+    with log.progress("evaluation", len(plan)) as bar, ThreadPoolExecutor(config.side_by_side) as pool:
+        for done in as_completed([pool.submit(one, planned) for planned in plan]):
+            done.result()
             bar.advance()
 
 
@@ -72,6 +81,7 @@ def _evaluate(config: Config, checkpoint: Path, store: Path, strategy: str, out:
     }  # fmt: skip
     command = [sys.executable, "-m", "rorqual", "evaluate", "--quiet", "--json"]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.side_by_side))} if config.side_by_side > 1 else {}
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**share, **os.environ})
     if done.returncode:
         raise UserError(f"{out}: the evaluation failed: {done.stderr.strip().rpartition(chr(10))[2]}")

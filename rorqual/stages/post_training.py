@@ -4,8 +4,12 @@ what each was worth on held-out tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from rorqual.parallel.world import World
 from rorqual.runlog import RunLog
@@ -27,6 +31,8 @@ class Config:
     distill: distill_stage.Config | None = None
     mixed: grpo.Config | None = None
     """The mixed RL stage: all domains at once."""
+    mixed_threads: int | None = None
+    """Of the mixed stage's arithmetic on CPU. Small models run sooner on one: their operations are too short to be shared."""
     evaluation: held_out.Config | None = None
     isolation: str = "bwrap"
     """Of the worlds that post-training plays in; inline is for programs that this package wrote itself."""
@@ -64,5 +70,17 @@ def trained(config: Config, base: Path, tasks: TaskSet, directory: Path, world: 
     if config.distill and experts:
         model = made["distill"] = distill_stage.main(config.distill, model, experts, tasks, site("distill"))
     if config.mixed:
-        model = made["mixed"] = grpo.main(config.mixed, model, grpo.pool_of(tasks), site("mixed"))
+        with cpu_threads(config.mixed_threads):
+            model = made["mixed"] = grpo.main(config.mixed, model, grpo.pool_of(tasks), site("mixed"))
     return made
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """So many threads for torch inside; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -171,7 +171,8 @@ def _started(config: Config, init: Path, tasks: TaskSet, each: Specialist, slot:
         judge = directory / "judge.toml"
         write_atomically(judge, dump(_JudgeTable(tasks.judge.config)))
         command += ["--judge", str(judge)]
-    environment = dict(os.environ)
+    # Processes that share the cores must not each take them all.
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.side_by_side)), **os.environ}
     if config.devices:
         environment["CUDA_VISIBLE_DEVICES"] = config.devices[slot % len(config.devices)]
     with _alone(directory) as lock, open(directory / "stderr.txt", "w") as errors:
