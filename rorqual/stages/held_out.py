@@ -57,10 +57,10 @@ def main(config: Config, checkpoints: Mapping[str, Path], stores: Sequence[Path]
     checkpoints: stage -> checkpoint, in the order in which they were made; the last is the finished model.
     Raises UserError where an evaluation fails, with its last line.
     """
-    plan: list[tuple[str, Path, Strategy]] = [(stage, store, config.strategies[0]) for stage in checkpoints for store in stores]
+    plan: list[tuple[str, Path, str]] = [(stage, store, config.strategies[0]) for stage in checkpoints for store in stores]
     plan += [(list(checkpoints)[-1], store, each) for store in stores for each in config.strategies[1:]]
 
-    def one(planned: tuple[str, Path, Strategy]) -> None:
+    def one(planned: tuple[str, Path, str]) -> None:
         stage, store, strategy = planned
         name = "-".join([stage, store.name, *([strategy] if strategy != config.strategies[0] else [])])
         if not (directory / name / "results.json").exists():

@@ -45,9 +45,11 @@ def main(config: Config, base: Path, directory: Path, world: World, log: RunLog,
     world.barrier()
     stores = synthesize.trained_on(config.synthesis, directory / "tasks")
     made = trained(config, base, open_tasks(stores, config.isolation), directory, world, quiet) if stores else {}
-    model = next((made[stage] for stage in ("mixed", "distill", "cold-start") if stage in made), base)
+    made = {base.parent.name: base, **made}
+    final = next((stage for stage in ("mixed", "distill", "cold-start") if stage in made), base.parent.name)
+    made[final] = model = made.pop(final)  # last, where the evaluation looks for the finished model
     if config.evaluation and stores and world.is_main:
-        held_out.main(config.evaluation, {base.parent.name: base, **made}, stores, directory / "evaluation", log)
+        held_out.main(config.evaluation, made, stores, directory / "evaluation", log)
     world.barrier()
     return model
 
