@@ -18,7 +18,7 @@ run: setup
 	$(BIN)/rorqual run $(RECIPE) $(ARGS)
 
 test: setup system
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n 2 --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check rorqual tests benchmarks
