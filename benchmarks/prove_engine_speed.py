@@ -149,14 +149,16 @@ def ours_decode(directory: str, context: int, count: int = 16) -> dict[str, Any]
 
 def ours_batch(directory: str, batch: int, context: int, count: int = 16) -> dict[str, Any]:
     runner = engine(directory, batch * (context + 128))
-    requests = [runner.add(prompt(context, seed), greedy(count + 2)) for seed in range(batch)]
+    # The first requests decode while the last are still prefilled: none may end before all have been timed together.
+    requests = [runner.add(prompt(context, seed), greedy(count + 100)) for seed in range(batch)]
     while not all(request.num_sampled for request in requests):
         runner.step()
     while min(request.num_sampled for request in requests) < 2:
         runner.step()
     clock, tokens = Clock(), runner.counters.sampled_tokens
-    while not any(request.is_finished for request in requests):
+    for _ in range(count):
         runner.step()
+    assert not any(request.is_finished for request in requests), "a request ended before the timing did"
     return clock.rates(runner.counters.sampled_tokens - tokens)
 
 
