@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.config import load
     from rorqual.parallel.world import ParallelConfig, start, stop
     from rorqual.rewards.judging import open_judge
-    from rorqual.runlog import RunLog
     from rorqual.stages import cold_start
     from rorqual.stages.task_set import open_tasks
     from rorqual.train.loop import Site
@@ -42,8 +41,7 @@ def run(args: argparse.Namespace) -> None:
     world = start(ParallelConfig(), args.device)
     out = Path(args.out)
     try:
-        log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        model = cold_start.main(config, Path(args.init), tasks, Site(out, world, log))
+        model = cold_start.main(config, Path(args.init), tasks, Site.open(out, world, args.quiet))
     finally:
         stop()
     if world.is_main:

@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> None:
     from rorqual.config import load
     from rorqual.parallel.world import ParallelConfig, start, stop
     from rorqual.rewards.judging import open_judge
-    from rorqual.runlog import RunLog
     from rorqual.stages import grpo
     from rorqual.stages.task_set import open_tasks
     from rorqual.tasks import open_episode
@@ -51,12 +50,11 @@ def run(args: argparse.Namespace) -> None:
     world = start(ParallelConfig(), args.device)
     out = Path(args.out)
     try:
-        log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
         tasks = open_tasks([Path(path) for path in args.tasks], args.isolation, args.split, open_judge(args.judge))
         with open_stage(workers) as stage:
             tasks = replace(tasks, opener=stage.remote(open_episode))
             pool = grpo.pool_of(tasks.of(args.domains) if args.domains else tasks)
-            model = grpo.main(config, Path(args.init), pool, Site(out, world, log))
+            model = grpo.main(config, Path(args.init), pool, Site.open(out, world, args.quiet))
     finally:
         stop()
     if world.is_main:

@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> None:
 
     from rorqual.config import load
     from rorqual.parallel.world import ParallelConfig, start, stop
-    from rorqual.runlog import RunLog
     from rorqual.stages import sft
     from rorqual.train.loop import Site
 
@@ -32,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     world = start(ParallelConfig(), args.device)
     out = Path(args.out)
     try:
-        log = RunLog(out if world.is_main else out / "ranks" / str(world.rank), args.quiet or not world.is_main)
-        model = sft.main(config, Path(args.init), Path(args.data), Site(out, world, log))
+        model = sft.main(config, Path(args.init), Path(args.data), Site.open(out, world, args.quiet))
     finally:
         stop()
     if world.is_main:

@@ -25,7 +25,6 @@ from rorqual.rollout.archive import Archive
 from rorqual.rollout.gold import Detail, GoldPolicy
 from rorqual.rollout.system_prompts import THINKS, USES_TOOLS, Kind, system_prompt, with_system_prompt
 from rorqual.rollout.trajectory import Trajectory
-from rorqual.runlog import RunLog
 from rorqual.stages import sft
 from rorqual.stages.sampling import AttemptConfig, attempts
 from rorqual.stages.task_set import TaskSet
@@ -81,7 +80,7 @@ def main(config: Config, init: Path, tasks: TaskSet, site: Site) -> Path:
     """Make the data and fine-tune `init` on it; the finished checkpoint's directory."""
     begin(config, site, init)
     data = conversations(config, init, tasks, site)
-    return sft.main(config.sft, init, data / sft.CONVERSATIONS, _below(site, "sft"))
+    return sft.main(config.sft, init, data / sft.CONVERSATIONS, site.below("sft"))
 
 
 def conversations(config: Config, init: Path, tasks: TaskSet, site: Site) -> Path:
@@ -127,7 +126,7 @@ def _primed(config: Config, init: Path, seeds: Sequence[Accepted], site: Site) -
         prompted = [replace(row, messages=_prompted(row)) for row in seeds] if not config.keep_prompts else seeds
         write_accepted(path, prompted, [record for given in config.merge_given for record in read_given(given)])
     site.world.barrier()
-    return sft.main(config.sft, init, path, _below(site, "primed"))
+    return sft.main(config.sft, init, path, site.below("primed"))
 
 
 def _prompted(row: Accepted) -> tuple[Mapping[str, Any], ...]:
@@ -253,9 +252,3 @@ class PromptedEpisode:
 def _log_attempts(site: Site, kind: Kind, found: Sequence[Trajectory]) -> None:
     passed = sum(bool(t.verdict and t.verdict.passed) for t in found)
     site.log.event("attempts", of_kind=kind, played=len(found), passed=passed, ends=dict(Counter(str(t.end) for t in found)))
-
-
-def _below(site: Site, name: str) -> Site:
-    directory = site.directory / name
-    logs = directory if site.world.is_main else directory / "ranks" / str(site.world.rank)
-    return Site(directory, site.world, RunLog(logs, site.log.quiet))

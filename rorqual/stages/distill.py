@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,6 @@ from rorqual.data.accepted import Accepted, read_given, trained_messages, write_
 from rorqual.errors import UserError, require
 from rorqual.rewards.domains import RewardConfig, reward
 from rorqual.rollout.trajectory import Trajectory
-from rorqual.runlog import RunLog
 from rorqual.stages import on_policy, sft
 from rorqual.stages.sampling import AttemptConfig, attempts
 from rorqual.stages.specialists import Specialist, read_specialists
@@ -64,9 +63,9 @@ def main(config: Config, init: Path, specialists: Path, tasks: TaskSet, site: Si
     begin(config, site, init)
     teachers = read_specialists(specialists)
     if config.method == "on_policy":
-        return on_policy.main(config.on_policy, init, teachers, tasks, _below(site, "on-policy"))
+        return on_policy.main(config.on_policy, init, teachers, tasks, site.below("on-policy"))
     data = conversations(config, teachers, tasks, site)
-    return sft.main(config.sft, init, data / sft.CONVERSATIONS, _below(site, "sft"))
+    return sft.main(config.sft, init, data / sft.CONVERSATIONS, site.below("sft"))
 
 
 def conversations(config: Config, teachers: Sequence[Specialist], tasks: TaskSet, site: Site) -> Path:
@@ -122,9 +121,3 @@ def _row(teacher: Specialist, value: float, trajectory: Trajectory, tasks: TaskS
         trained_messages(trajectory.messages), task.tools, teacher.thinking, "sampled", task.family, teacher.mode, task.id,
         trajectory.sample, value, teacher.name,
     )  # fmt: skip
-
-
-def _below(site: Site, name: str) -> Site:
-    directory = site.directory / name
-    logs = directory if site.world.is_main else directory / "ranks" / str(site.world.rank)
-    return replace(site, directory=directory, log=RunLog(logs, site.log.quiet))

@@ -58,10 +58,7 @@ def trained(config: Config, base: Path, tasks: TaskSet, directory: Path, world: 
     """The checkpoint of every stage, in order, the specialists' too; the last is the finished model's."""
 
     def site(stage: str) -> Site:
-        below = directory / stage
-        return Site(
-            below, world, RunLog(below if world.is_main else below / "ranks" / str(world.rank), quiet or not world.is_main)
-        )
+        return Site.open(directory / stage, world, quiet)
 
     made: dict[str, Path] = {}
     model = base

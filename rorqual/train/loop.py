@@ -45,6 +45,16 @@ class Site:
     world: World
     log: RunLog
 
+    @classmethod
+    def open(cls, directory: Path, world: World, quiet: bool = False) -> Site:
+        """All ranks share the directory; the first one's log is the run's, the others' lie below it."""
+        logs = directory if world.is_main else directory / "ranks" / str(world.rank)
+        return cls(directory, world, RunLog(logs, quiet or not world.is_main))
+
+    def below(self, name: str) -> Site:
+        """A stage's place inside this one, as quiet."""
+        return Site.open(self.directory / name, self.world, self.log.quiet)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,9 +67,7 @@ class Place:
 
     @classmethod
     def open(cls, directory: Path, store: TokenStore, world: World, quiet: bool = False) -> Place:
-        """All ranks share the directory; the first one's log is the run's, the others' lie below it."""
-        logs = directory if world.is_main else directory / "ranks" / str(world.rank)
-        return cls(directory, store, world, RunLog(logs, quiet or not world.is_main))
+        return cls(directory, store, world, Site.open(directory, world, quiet).log)
 
 
 def run_steps(
