@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.kernels.linear import invariant_linear
+from rorqual.kernels.rowwise import hadamard_transform
 from rorqual.model.config import ModelConfig
 from rorqual.model.linear import LayerNorm, Linear
 from rorqual.model.rope import Rotation, rotate_half_split, rotate_interleaved
@@ -54,15 +55,3 @@ class Indexer(nn.Module):
         rotate = rotate_interleaved if self.config.index_rope_interleaved else rotate_half_split
         x = torch.cat([rotate(x[..., :rope_dim], rotation), x[..., rope_dim:]], -1)
         return hadamard_transform(x) if self.config.index_hadamard else x
-
-
-def hadamard_transform(x: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform of the last dim, whose size is a power of two; in float32, back to x's dtype."""
-    size = x.shape[-1]
-    y = x.float()
-    width = 1
-    while width < size:
-        a, b = y.unflatten(-1, (-1, 2, width)).unbind(-2)
-        y = torch.stack([a + b, a - b], -2).flatten(-3)
-        width *= 2
-    return (y * size**-0.5).to(x.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rorqual.kernels.linear import MAX_TERMS, MIN_ROWS, invariant_linear
+from rorqual.kernels.rowwise import layer_norm, rms_norm
 
 
 class Linear(nn.Linear):
@@ -31,10 +32,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        # Square root and division are exact roundings; torch.rsqrt gives other bits at the end of a tensor on CPU.
-        y = y / (y.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        return (y * self.weight.float()).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -47,7 +45,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rorqual.kernels.rowwise import turn_half_split, turn_interleaved
 from rorqual.model.config import ModelConfig, YarnConfig
 
 
@@ -69,18 +70,9 @@ def _mscale(yarn: YarnConfig, mscale: float) -> float:
 
 def rotate_interleaved(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (x0, x1), (x2, x3), ... of x [N, ..., R], in float32, back to x's dtype."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    return _turn(pairs[..., 0], pairs[..., 1], rotation, dim=-1).flatten(-2).to(x.dtype)
+    return turn_interleaved(x, rotation.cos, rotation.sin)
 
 
 def rotate_half_split(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (x_i, x_{i + R/2}) of x [N, ..., R], in float32, back to x's dtype."""
-    halves = x.float().unflatten(-1, (2, -1))
-    return _turn(halves[..., 0, :], halves[..., 1, :], rotation, dim=-2).flatten(-2).to(x.dtype)
-
-
-def _turn(a: Tensor, b: Tensor, rotation: Rotation, dim: int) -> Tensor:
-    """(a, b) turned by each row's angles and stacked on `dim`; a and b [N, ..., R/2]."""
-    shape = (a.shape[0], *(1,) * (a.dim() - 2), a.shape[-1])
-    cos, sin = rotation.cos.view(shape), rotation.sin.view(shape)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim)
+    return turn_half_split(x, rotation.cos, rotation.sin)

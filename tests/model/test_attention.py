@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
+from rorqual.kernels.rowwise import hadamard_transform
 from rorqual.model import AttentionMode, Cache, Trace, Transformer, YarnConfig
-from rorqual.model.indexer import hadamard_transform
 from tests.model.small_models import random_tokens, small_model
 
 YARN = YarnConfig(factor=4.0, original_max_positions=16)
