@@ -13,8 +13,11 @@ import copy
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -72,6 +75,8 @@ class Config:
     beta: float = 0.01
     delta: float = 0.1
     """Of off-policy sequence masking, in nats a token."""
+    side_by_side: int = 1
+    """Cells at one time, each in a process with one thread; more than 1 only makes them sooner."""
     budget_s: float | None = None
     """Begin no further cell after so long, and write the table of those that are there; a later run goes on."""
     measured: int = 256
@@ -90,6 +95,7 @@ class Config:
             seeds=(self.seeds >= 2, "at least 2 (one seed has no interval)"),
             steps=(self.steps >= 1, "at least 1"),
             group=(self.group >= 2, "at least 2"),
+            side_by_side=(self.side_by_side >= 1, "at least 1"),
             injections=(set(self.injections) <= known, f"some of {', '.join(MADE_FOR)}"),
         )
 
@@ -126,20 +132,46 @@ def main(config: Config, directory: Path, quiet: bool = False) -> dict[str, Any]
     log.begin(config)
     cells = [Cell(injection, arm, seed) for seed in range(config.seeds) for injection, arm in config.cells]
     found: dict[str, dict[str, Any]] = {}
-    began = time.monotonic()
     with log.progress("mismatch lab", len(cells)) as progress:
-        for cell in cells:
-            path = directory / "cells" / f"{cell.name}.json"
-            if not path.exists():
-                if config.budget_s is not None and time.monotonic() - began > config.budget_s:
-                    continue
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, json.dumps(run_cell(config, cell, directory)))
-            found[cell.name] = json.loads(path.read_text(encoding="utf-8"))
+        for cell in finished(config, cells, directory):
+            found[cell.name] = json.loads(_place(directory, cell).read_text(encoding="utf-8"))
             progress.advance(note=f"{cell.name} {found[cell.name]['success']:.2f}")
+    found = {cell.name: found[cell.name] for cell in cells if cell.name in found}
     table = publish(config, found, directory)
     log.close()
     return table
+
+
+def finished(config: Config, cells: Sequence[Cell], directory: Path) -> Iterator[Cell]:
+    """The cells as they are there: first those that were, then those that are run now, in this process or in several."""
+    _place(directory, cells[0]).parent.mkdir(exist_ok=True)
+    missing = [cell for cell in cells if not _place(directory, cell).exists()]
+    yield from (cell for cell in cells if cell not in missing)
+    ends = math.inf if config.budget_s is None else time.monotonic() + config.budget_s
+    if config.side_by_side == 1:
+        for cell in missing:
+            if time.monotonic() < ends:
+                yield write_cell(config, cell, directory)
+        return
+    # Spawned: a process forked beside torch's threads may hang.
+    pool = ProcessPoolExecutor(config.side_by_side, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+    with pool:
+        waiting = [pool.submit(write_cell, config, cell, directory) for cell in missing]
+        for done in as_completed(waiting):
+            if not done.cancelled():
+                yield done.result()
+            if time.monotonic() > ends:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_cell(config: Config, cell: Cell, directory: Path) -> Cell:
+    """Run one cell and keep its figures; the cell."""
+    write_atomically(_place(directory, cell), json.dumps(run_cell(config, cell, directory)))
+    return cell
+
+
+def _place(directory: Path, cell: Cell) -> Path:
+    return directory / "cells" / f"{cell.name}.json"
 
 
 def publish(config: Config, found: Mapping[str, Mapping[str, Any]], directory: Path) -> dict[str, Any]:
@@ -276,7 +308,7 @@ def _begin(config: Config, seed: int, directory: Path) -> Transformer:
         return model
     model = taught(config.model, config.task, seed)
     path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     save_file(model.state_dict(), part)
     part.rename(path)
     return model
@@ -359,7 +391,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in to_mapping(config).items() if name != "model"}
 
 
-FREE = ("seeds", "budget_s", "grid", "injections")
+FREE = ("seeds", "side_by_side", "budget_s", "grid", "injections")
 """What may change between runs in one directory: how many cells there are, not what is in them."""
 
 

@@ -138,3 +138,11 @@ def test_the_table_says_no_more_than_its_intervals_allow():
 def test_the_interval_is_students():
     found = lab.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["mean"] == 3 and found["high"] - 3 == pytest.approx(2.776 * np.sqrt(2.5 / 5))
+
+
+def test_cells_side_by_side_are_the_cells_in_turn(tmp_path):
+    config = replace(TINY, injections=("none",), measured=4)
+    in_turn = lab.main(config, tmp_path / "in turn", quiet=True)
+    side_by_side = lab.main(replace(config, side_by_side=2), tmp_path / "side by side", quiet=True)
+    assert side_by_side["rows"] == in_turn["rows"] and side_by_side["curves"] == in_turn["curves"]
+    assert not list((tmp_path / "side by side" / "taught").glob("*.part"))
