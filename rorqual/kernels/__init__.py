@@ -1,6 +1,8 @@
 """Tensors in, tensors out. X.py holds an op's contract, its plain PyTorch form (the definition) and its dispatch; X_triton.py
 holds the same signature made fast on a GPU."""
 
+from rorqual.kernels.cache_writers import write_index_keys as write_index_keys
+from rorqual.kernels.cache_writers import write_latents as write_latents
 from rorqual.kernels.dense_attention import dense_attention as dense_attention
 from rorqual.kernels.dense_attention import masked_attention as masked_attention
 from rorqual.kernels.experts import experts as experts

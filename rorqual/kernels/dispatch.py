@@ -11,12 +11,13 @@ import torch
 
 
 @functools.cache
-def _triton_form(op: str) -> Callable | None:
-    if importlib.util.find_spec("triton") is None or importlib.util.find_spec(f"rorqual.kernels.{op}_triton") is None:
+def _triton_form(op: str, file: str) -> Callable | None:
+    if importlib.util.find_spec("triton") is None or importlib.util.find_spec(f"rorqual.kernels.{file}_triton") is None:
         return None
-    return getattr(importlib.import_module(f"rorqual.kernels.{op}_triton"), op)
+    return getattr(importlib.import_module(f"rorqual.kernels.{file}_triton"), op)
 
 
-def triton_form(op: str, *tensors: torch.Tensor) -> Callable | None:
-    """The function `op` of rorqual/kernels/OP_triton.py where all tensors lie on a CUDA device and Triton is there, else None."""
-    return _triton_form(op) if all(tensor.is_cuda for tensor in tensors) else None
+def triton_form(op: str, *tensors: torch.Tensor, file: str | None = None) -> Callable | None:
+    """The function `op` of rorqual/kernels/FILE_triton.py (by default OP_triton.py) where all tensors lie on a CUDA device and
+    Triton is there, else None."""
+    return _triton_form(op, file or op) if all(tensor.is_cuda for tensor in tensors) else None

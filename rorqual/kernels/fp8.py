@@ -84,7 +84,7 @@ def fp8_matmul(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: to
 def pack_index_key(key: Tensor) -> Tensor:
     """Index keys [..., C] -> uint8 [..., C + 4]: C e4m3 values and a float32 power-of-two scale (132 bytes)."""
     values, scale = quantize_activation(key, block=key.shape[-1])
-    return torch.cat([values.view(torch.uint8), scale.contiguous().view(torch.uint8)], -1)
+    return torch.cat([values.view(torch.uint8), bytes_of(scale)], -1)
 
 
 def unpack_index_key(packed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -102,8 +102,16 @@ def pack_latent(latent: Tensor, rope: Tensor) -> Tensor:
     if latent.shape[-1] % BLOCK:
         raise ValueError(f"latent: expected a multiple of {BLOCK} values, found {latent.shape[-1]}")
     values, scale = quantize_activation(latent)
-    parts = (values, scale.contiguous(), rope.to(torch.bfloat16).contiguous())
-    return torch.cat([part.view(torch.uint8) for part in parts], -1)
+    return torch.cat([values.view(torch.uint8), bytes_of(scale), bytes_of(rope.to(torch.bfloat16))], -1)
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """x [..., D] -> uint8 [..., D * itemsize]."""
+    return (
+        x.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        if x.numel()
+        else x.new_empty(*x.shape[:-1], x.shape[-1] * x.itemsize, dtype=torch.uint8)
+    )
 
 
 def unpack_latent(packed: Tensor, latent_dim: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.dispatch import triton_form
+from rorqual.kernels.fp8 import unpack_latent
 from rorqual.kernels.linear import MIN_ROWS, accumulator
 
 TILE_ELEMENTS = 1 << 20
@@ -28,6 +29,10 @@ def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
     scale multiplies q . kv, value_dim = L -> (out [T, H, L] of q's dtype, lse [T, H] float32, natural log of the sum of exp).
     An empty row gives 0 and -inf. Sums are float32 (float64 for float64 inputs).
 
+    kv may be an FP8 cache instead: uint8 [S, L + 4 L / 128 + 2 R] in the layout of `fp8.pack_latent` (656 bytes in the release),
+    each entry unpacked where it is used; scales are powers of two. No gradient flows then. For a paged cache pass the flat view
+    [blocks * page, entry] and physical slots as indices.
+
     Differentiable with respect to q and kv, through out and lse. Truly sparse: rows are gathered tile by tile, forward and
     backward, and nothing of [T, S] or [T, H, K] is kept. On CPU a query's result is bitwise the same in any batch, chunk or
     tile with the same K, and the gradients are repeatable; what kv holds at positions that are not selected is never used.
@@ -36,7 +41,24 @@ def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
 
 
 def sparse_attention_plain(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    if kv.dtype == torch.uint8:
+        return packed_attention_plain(q, kv, indices, scale, value_dim)
     return _SparseAttention.apply(q, kv, indices, scale, value_dim)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def packed_attention_plain(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    """`sparse_attention` over an FP8 cache: each tile's selected entries are unpacked, then attended to."""
+    T, H, _ = q.shape
+    dtype = accumulator(q)
+    out, lse = q.new_empty(T, H, value_dim, dtype=dtype), q.new_empty(T, H, dtype=dtype)
+    for rows in query_tiles(q, indices):
+        chosen = block_columns(indices[rows])
+        t, K = chosen.shape
+        entries = torch.cat(unpack_latent(gather_rows(kv, chosen).view(t * K, -1), value_dim, dtype), -1)
+        own = torch.arange(t * K, device=q.device).view(t, K).masked_fill_(chosen < 0, -1)
+        out[rows], lse[rows] = attend(q[rows], entries, own, scale, value_dim, dtype)
+    return out.to(q.dtype), lse
 
 
 class _SparseAttention(torch.autograd.Function):
