@@ -13,8 +13,8 @@ module = importlib.import_module("rorqual.kernels.dense_attention")  # the packa
 
 
 def definition(q, k, v, scale, seen):
-    """softmax(q k^T scale) v under a boolean mask seen [T, S], keys shared by all heads where k has one."""
-    k, v = (x.expand(-1, q.shape[1], -1) for x in (k, v))
+    """softmax(q k^T scale) v under a boolean mask seen [T, S], keys shared by groups of consecutive heads."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = torch.einsum("thd,shd->ths", q, k).mul(scale).masked_fill(~seen[:, None], -torch.inf)
     return torch.einsum("ths,shd->thd", scores.softmax(-1), v), scores.logsumexp(-1)
 
