@@ -13,13 +13,12 @@ without running the policy. A policy is a checkpoint directory, an OpenAI-compat
 from __future__ import annotations
 
 import argparse
-import asyncio
-import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rorqual.errors import FieldErrors, UsageError, UserError
+from rorqual.errors import FieldErrors, UsageError
 
 CONTEXTS = ("none", "summary", "discard-75", "discard-all", "parallel-fewest-step")
 
@@ -51,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trigger-share", type=float, default=0.8, help="share of the window above which a strategy acts")
     add("--concurrency", type=int, default=16, help="attempts at one time")
     add("--workers", default="1", help="ray or ray:N: environments are played on the workers of a Ray cluster; 1: here")
+    add("--share", default="1/1", metavar="I/N", help="of every N tasks the I-th alone: for N processes, each with its own --out")
     add("--judge", metavar="POLICY", help="a checkpoint or address that decides answers instead of equality (hle, browse, maths)")
     add("--judge-model", default="", help="the judge's name at its endpoint")
     add("--judge-max-tokens", type=int, default=4096, help="sampled tokens of one verdict")
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     from rorqual.evals.catalogue import benchmark
+    from rorqual.evals.evaluation import evaluate
 
     if args.benchmark == "list":
         return _list(args.json)
@@ -88,8 +89,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError(f"--k {max(args.k)}: pass@k needs at least k attempts at each task, found --n {args.n}")
     if args.judge and not chosen.is_judged:
         raise UsageError(f"--judge: {chosen.name} is decided by its own scorer; a judge is for hle, browse and mathematics")
-    _check(args, chosen)
-    results = asyncio.run(_evaluate(args, chosen))
+    results = evaluate(_asked(args, chosen), quiet=args.quiet or args.json)
     if args.compare:
         results["comparison"] = _compare(Path(args.compare), results)
     if args.page:
@@ -97,127 +97,68 @@ def run(args: argparse.Namespace) -> int | None:
     print(json.dumps(results) if args.json else f"{_text(results)}\nkept in            {args.out}{_page(args)}")
 
 
-def _check(args: argparse.Namespace, chosen: Any) -> None:
+def _asked(args: argparse.Namespace, chosen: Any) -> Any:
     """Raises UsageError that names every flag out of range, before anything is made."""
+    from rorqual.evals.evaluation import Evaluation, JudgeOptions
+    from rorqual.evals.results import Prices
     from rorqual.rollout.endpoint import EndpointConfig
 
-    parts = (
-        (lambda: _config(args), {"samples": "n"}),
-        (lambda: _config(args).agent(chosen), {}),
-        (lambda: _config(args).params(chosen), {}),
-        (lambda: _options(args), {"timeout_s": "program-timeout"}),
-        (lambda: EndpointConfig("http://x", timeout_s=args.timeout, max_tries=args.max_tries), {"timeout_s": "timeout"}),
-    )
     problems: dict[str, str] = {}
-    if args.judge_max_tokens < 1:
-        problems["judge-max-tokens"] = f"expected at least 1, found {args.judge_max_tokens}"
-    for made, flags in parts:
-        try:
-            made()
-        except FieldErrors as error:
-            problems |= {flags.get(name, name.replace("_", "-")): text for name, text in error.problems.items()}
+    config: Any = _made(problems, lambda: _config(args), {"samples": "n"})
+    options: Any = _made(problems, lambda: _options(args))
+    for made in ("agent", "params") if config else ():
+        _made(problems, lambda made=made: getattr(config, made)(chosen))
+    # An endpoint's settings are checked here, since one is opened late.
+    _made(
+        problems, lambda: EndpointConfig("http://x", timeout_s=args.timeout, max_tries=args.max_tries), {"timeout_s": "timeout"}
+    )
+    judge = _made(problems, lambda: _judge(args, JudgeOptions), {"max_tokens": "judge-max-tokens"}) if args.judge else None
+    _refuse(problems)
+    asked = _made(problems, lambda: Evaluation(
+        args.benchmark, args.policy, Path(args.out), config, options, _player(args), judge, tuple(args.k),
+        Prices(*args.price), _workers(args), args.rescore, _share(args.share),
+    ))  # fmt: skip
+    _refuse(problems)
+    return asked
+
+
+def _refuse(problems: Mapping[str, str]) -> None:
     if problems:
         raise UsageError("; ".join(f"--{flag}: {text}" for flag, text in problems.items()))
 
 
-async def _evaluate(args: argparse.Namespace, chosen: Any) -> dict[str, Any]:
-    from concurrent.futures import ThreadPoolExecutor
-    from contextlib import AsyncExitStack
+def _made(problems: dict[str, str], make: Callable[[], Any], flags: Mapping[str, str] | None = None) -> Any:
+    """What `make` gives; None where fields are out of range, which `problems` then names by their flags."""
+    try:
+        return make()
+    except FieldErrors as error:
+        flags = {"timeout_s": "program-timeout", **(flags or {})}
+        problems |= {flags.get(name, name.replace("_", "-")): text for name, text in error.problems.items()}
+        return None
 
-    # Worlds, scorers and judges wait in threads: one for each attempt under way, whatever the machine's processor count.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max(args.concurrency, 0) + 4))
-    async with AsyncExitStack() as opened:
-        judge = await _judge(args, chosen, opened) if args.judge else None
-        return await _measured(args, chosen, judge, opened.enter_context(_stage(args)))
+
+def _judge(args: argparse.Namespace, options: Any) -> Any:
+    template = Path(args.judge_template) if args.judge_template else None
+    return options(args.judge, args.judge_model, template, args.judge_max_tokens)
 
 
-def _stage(args: argparse.Namespace) -> Any:
-    """Where environments are opened."""
-    from rorqual.workers import Workers, open_stage
+def _workers(args: argparse.Namespace) -> Any:
+    from rorqual.workers import Workers
 
     workers = Workers.parse(args.workers)
     if workers.engine == "local" and workers.count > 1:
         raise UsageError(f"--workers {args.workers}: on one machine --concurrency says how many attempts go on at a time")
-    return open_stage(workers)
+    return workers
 
 
-async def _judge(args: argparse.Namespace, chosen: Any, opened: Any) -> Any:
-    from rorqual.evals.judging import TEMPLATE, Judge, read_template
-    from rorqual.evals.policies import PROGRAM, open_policy
-    from rorqual.tasks.task import digest
-
-    if args.judge.startswith(PROGRAM):
-        raise UsageError(f"--judge {args.judge}: a judge is a checkpoint directory or an http(s) address")
-    template = read_template(args.judge_template) if args.judge_template else TEMPLATE
-    how = dataclasses.replace(_policy_options(args), model=args.judge_model)
-    player = await opened.enter_async_context(open_policy(args.judge, chosen, False, how))
-    return Judge(
-        f"{player.identity}/{digest(template, 8)}", player.summariser, asyncio.get_running_loop(), template, args.judge_max_tokens
-    )
+def _share(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise UsageError(f"--share {text}: expected I/N, the I-th of N shares of the tasks, such as 2/5")
+    return int(index), int(count)
 
 
-async def _measured(args: argparse.Namespace, chosen: Any, judge: Any, stage: Any) -> dict[str, Any]:
-    from rorqual.evals.published import published_costs, published_curves, published_scores
-    from rorqual.evals.results import Prices, curve, table
-    from rorqual.evals.results import chosen as counted
-    from rorqual.runlog import RunLog, write_atomically
-
-    config, options = _config(args), dataclasses.replace(_options(args), judge=judge)
-    suite = chosen.load(chosen, options)
-    suite = dataclasses.replace(suite, open_episode=stage.remote(suite.open_episode))
-    log = RunLog(args.out, quiet=args.quiet or args.json)
-    log.begin(config)
-    identity, attempts = await (_rescored if args.rescore else _played)(args, chosen, suite, config, judge, log)
-    results = {"policy": args.policy, "identity": identity, "rescored": args.rescore, "source": chosen.source,
-               "licence": chosen.licence, "judge": judge.identity if judge else None,
-               "protocol": _protocol(chosen, config)}  # fmt: skip
-    results |= table(chosen, suite, attempts, config, args.k, Prices(*args.price))
-    results |= {"curve": curve(attempts, config), "published": published_scores(chosen.published),
-                "published_costs": published_costs(chosen.published),
-                "published_curves": published_curves(chosen.published)}  # fmt: skip
-    results["extra"] = chosen.extra(suite, counted(attempts, config), options) if chosen.extra else None
-    write_atomically(Path(args.out) / "results.json", json.dumps(results, indent=1))
-    log.event("evaluated", benchmark=chosen.name, context=config.context, score=results["score"]["value"])
-    log.close()
-    return results
-
-
-async def _rescored(args: argparse.Namespace, chosen: Any, suite: Any, config: Any, judge: Any, log: Any) -> tuple[str, Any]:
-    from rorqual.evals import runner
-
-    identity = _stored(Path(args.out))["identity"]
-    store = runner.cache(Path(args.out), chosen, suite, config, identity)
-    return identity, await runner.rescore(suite, runner.stored(suite, config, store), args.concurrency)
-
-
-async def _played(args: argparse.Namespace, chosen: Any, suite: Any, config: Any, judge: Any, log: Any) -> tuple[str, Any]:
-    from rorqual.evals import runner
-    from rorqual.evals.policies import open_policy
-
-    out = Path(args.out)
-    async with open_policy(args.policy, chosen, config.thinks(chosen), _policy_options(args)) as player:
-        _claim(out, player.identity, judge, config)
-        store = runner.cache(out, chosen, suite, config, player.identity)
-        with log.progress(f"{chosen.name} {config.context}", len(suite.tasks) * config.attempts) as bar:
-            return player.identity, await runner.run(chosen, suite, player, config, store, lambda trajectory: bar.advance())
-
-
-def _claim(out: Path, identity: str, judge: Any, config: Any) -> None:
-    """Say before the first attempt whose these are. Raises UserError where attempts that another judge decided stand there."""
-    from rorqual.runlog import write_atomically
-
-    now = judge.identity if judge else None
-    before = _stored(out).get("judge") if (out / "evaluation.json").exists() else now
-    if before != now:
-        raise UserError(
-            f"{out}: its attempts were decided by {before or 'equality'}, not by {now or 'equality'}; "
-            "--rescore judges them anew, or give another --out"
-        )
-    told = {"identity": identity, "judge": now, "config": dataclasses.asdict(config)}
-    write_atomically(out / "evaluation.json", json.dumps(told, indent=1))
-
-
-def _policy_options(args: argparse.Namespace) -> Any:
+def _player(args: argparse.Namespace) -> Any:
     from rorqual.evals.policies import PolicyOptions
 
     return PolicyOptions(
@@ -242,38 +183,16 @@ def _options(args: argparse.Namespace) -> Any:
     return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
 
 
-def _protocol(chosen: Any, config: Any) -> dict[str, Any]:
-    """What was really asked, the protocol's own values and what was put in their place."""
-    agent, params = config.agent(chosen), config.params(chosen)
-    return {
-        "template": chosen.protocol.template, "temperature": params.temperature, "top_p": params.top_p,
-        "thinking": config.thinks(chosen), "max_turns": agent.max_turns, "max_tokens": agent.max_tokens, "window": agent.window,
-        "trigger_share": agent.trigger_share, "notes": chosen.notes,
-    }  # fmt: skip
-
-
-def _stored(out: Path) -> dict[str, Any]:
-    path = out / "evaluation.json"
-    if not path.exists():
-        raise UsageError(f"{path}: no such file; --rescore judges the attempts of an evaluation that was made in --out")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _compare(other: Path, results: dict[str, Any]) -> dict[str, Any]:
+    from rorqual.evals.evaluation import read_results
     from rorqual.evals.results import paired
 
     first = read_results(other)
     return {"first": str(other), "first_policy": first["policy"], **paired(first, results)}
 
 
-def read_results(directory: Path) -> dict[str, Any]:
-    path = directory / "results.json"
-    if not path.exists():
-        raise UsageError(f"{path}: no such file; an evaluation that ended has one")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _write_page(args: argparse.Namespace) -> None:
+    from rorqual.evals.evaluation import read_results
     from rorqual.report.evaluation import evaluation_page
     from rorqual.runlog import write_atomically
 

@@ -1,22 +1,27 @@
 """Evaluation as a stage of a recipe: checkpoints of the run on the held-out tasks, under the context strategies asked for.
 
-Each is the command that a user would give, in a process of its own: `rorqual evaluate --benchmark heldout ...`. What is stored
-is played once; a killed run goes on with the attempts that are missing.
+Each is what `rorqual evaluate --benchmark heldout ...` does. What is stored is played once; a killed run goes on with the
+attempts that are missing.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rorqual.errors import UserError, require
+import torch
+
+from rorqual.errors import require
+from rorqual.evals import runner
+from rorqual.evals.benchmark import Options
+from rorqual.evals.evaluation import RESULTS, Evaluation, evaluate
+from rorqual.evals.policies import PolicyOptions
 from rorqual.runlog import RunLog
+from rorqual.workers import Workers, open_pool
 
 Strategy = Literal["none", "summary", "discard-75", "discard-all", "parallel-fewest-step"]
 
@@ -55,33 +60,54 @@ def main(config: Config, checkpoints: Mapping[str, Path], stores: Sequence[Path]
     """Evaluate every checkpoint on every store: DIRECTORY/STAGE-STORE[-STRATEGY]/results.json.
 
     checkpoints: stage -> checkpoint, in the order in which they were made; the last is the finished model.
-    Raises UserError where an evaluation fails, with its last line.
     """
-    plan: list[tuple[str, Path, str]] = [(stage, store, config.strategies[0]) for stage in checkpoints for store in stores]
-    plan += [(list(checkpoints)[-1], store, each) for store in stores for each in config.strategies[1:]]
+    first, *others = config.strategies
 
-    def one(planned: tuple[str, Path, str]) -> None:
-        stage, store, strategy = planned
-        name = "-".join([stage, store.name, *([strategy] if strategy != config.strategies[0] else [])])
-        if not (directory / name / "results.json").exists():
-            _evaluate(config, checkpoints[stage], store, strategy, directory / name)
+    def planned(stage: str, store: Path, strategy: Strategy) -> Evaluation:
+        name = "-".join([stage, store.name, *([strategy] if strategy != first else [])])
+        return evaluation(config, checkpoints[stage], store, directory / name, strategy)
 
-    with log.progress("evaluation", len(plan)) as bar, ThreadPoolExecutor(config.side_by_side) as pool:
-        for done in as_completed([pool.submit(one, planned) for planned in plan]):
-            done.result()
-            bar.advance()
+    plan = [planned(stage, store, first) for stage in checkpoints for store in stores]
+    plan += [planned(list(checkpoints)[-1], store, each) for store in stores for each in others]
+    measure(plan, config.side_by_side, log)
 
 
-def _evaluate(config: Config, checkpoint: Path, store: Path, strategy: str, out: Path) -> None:
-    options = {
-        "benchmark": "heldout", "policy": checkpoint, "data": store, "split": config.split, "limit": config.tasks,
-        "n": config.attempts, "context": strategy, "temperature": config.temperature, "max-turn-tokens": config.max_turn_tokens,
-        "max-turns": config.max_turns, "window": config.window, "isolation": config.isolation, "seed": config.seed,
-        "concurrency": config.concurrency, "cache-tokens": config.cache_tokens, "out": out,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "rorqual", "evaluate", "--quiet", "--json"]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.side_by_side))} if config.side_by_side > 1 else {}
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**share, **os.environ})
-    if done.returncode:
-        raise UserError(f"{out}: the evaluation failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+def evaluation(
+    config: Config,
+    checkpoint: Path,
+    store: Path,
+    out: Path,
+    strategy: Strategy = "none",
+    thinking: bool | None = None,
+    share: tuple[int, int] = (1, 1),
+) -> Evaluation:
+    """One checkpoint on one store, or on one share of its tasks (rorqual.evals.evaluation). thinking: None is the protocol's."""
+    how = runner.Config(
+        strategy, samples=config.attempts, seed=config.seed, concurrency=config.concurrency, temperature=config.temperature,
+        thinking=thinking, max_turn_tokens=config.max_turn_tokens, max_turns=config.max_turns, window=config.window,
+    )  # fmt: skip
+    tasks = Options(str(store), config.tasks, seed=config.seed, isolation=config.isolation, split=config.split)
+    player = PolicyOptions(cache_tokens=config.cache_tokens, concurrency=config.concurrency)
+    return Evaluation("heldout", str(checkpoint), out, how, tasks, player, share=share)
+
+
+def measure(planned: Sequence[Evaluation], side_by_side: int, log: RunLog) -> None:
+    """Run what has no results yet, so many at one time, each in a process with its share of the cores; 1: in turn, here."""
+    missing = [each for each in planned if not (each.out / RESULTS).exists()]
+    with log.progress("evaluation", len(planned)) as bar:
+        bar.advance(len(planned) - len(missing))
+        if side_by_side == 1:
+            for each in missing:
+                evaluate(each, quiet=True)
+                bar.advance()
+            return
+        threads = max(1, (os.cpu_count() or 1) // side_by_side)
+        with open_pool(Workers(side_by_side)) as pool:
+            for done in as_completed([pool.submit(_measured, each, threads) for each in missing]):
+                done.result()
+                bar.advance()
+
+
+def _measured(planned: Evaluation, threads: int) -> None:
+    torch.set_num_threads(threads)
+    evaluate(planned, quiet=True)
