@@ -1,8 +1,9 @@
 """Attention over ranges of keys in Triton, forward and backward, with running maxima: training's dense attention on any GPU.
 
-A program's rows are (query, head) pairs of one group of heads, queries outermost, so that heads that share their keys (the absorbed
-form) stand in one product as rows do that do not. Key blocks outside a block's ranges are skipped. Backward: one kernel by key blocks,
-one by row blocks, each program owning what it writes, so that nothing is added atomically and two runs agree bit for bit.
+A program's rows are (query, head) pairs of one group of heads, queries outermost, so that heads that share their keys (the
+absorbed form) stand in one product as rows do that do not. Key blocks outside a block's ranges are skipped. Backward: one kernel
+by key blocks, one by row blocks, each program owning what it writes, so that nothing is added atomically and two runs agree bit
+for bit.
 """
 
 from __future__ import annotations
