@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rorqual.kernels import cache_writers as plain
 from rorqual.kernels import unpack_latent, write_index_keys, write_latents
 from rorqual.kernels.cache_writers import index_key_parts, write_index_keys_plain, write_latents_plain
 from rorqual.kernels.fp8 import FP8
-from tests.kernels.devices import on_each_device
+from tests.kernels.devices import DEVICES, on_each_device
 
 EPS = 1e-6
+in_each_form = pytest.mark.parametrize("device", [pytest.param("plain"), *DEVICES])
+
+
+def form(device, name):
+    """A writer and where its tensors lie: the plain one, or the Triton one in the interpreter or on a GPU."""
+    if device == "plain":
+        return getattr(plain, f"{name}_plain"), "cpu"
+    return getattr(pytest.importorskip("rorqual.kernels.cache_writers_triton"), name), device
 
 
 def angles(N, R, generator):
@@ -63,15 +72,16 @@ def slots_of(N, slots, seed=1):
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 
 
-@on_each_device
+@in_each_form
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("N", "L", "R", "page"), [(7, 512, 64, 64), (1, 48, 16, 1), (13, 96, 6, 5), (33, 128, 32, 16)])
 def test_latents_are_normalised_rotated_and_stored_in_their_slots(device, N, L, R, page, dtype):
+    write, device = form(device, "write_latents")
     x, weight, cos, sin, expected = latents(N, L, R, dtype)
     blocks = -(-2 * N // page) + 1
     slots = slots_of(N, blocks * page).to(device)
     cache = torch.full((blocks, page, L + R), 7.0, dtype=dtype, device=device)
-    write_latents(cache, slots, *(t.to(device) for t in (x, weight)), EPS, cos.to(device), sin.to(device))
+    write(cache, slots, *(t.to(device) for t in (x, weight)), eps=EPS, cos=cos.to(device), sin=sin.to(device))
     rows, there = cache.view(-1, L + R).cpu().double(), (slots >= 0).cpu()
     torch.testing.assert_close(rows[slots[slots >= 0].cpu()], expected[there], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] / 4)
     untouched = torch.ones(blocks * page, dtype=torch.bool)
@@ -79,15 +89,16 @@ def test_latents_are_normalised_rotated_and_stored_in_their_slots(device, N, L, 
     assert (rows[untouched] == 7).all()
 
 
-@on_each_device
+@in_each_form
 @pytest.mark.parametrize(("N", "L", "R", "page"), [(7, 512, 64, 64), (3, 128, 32, 1), (19, 256, 16, 4)])
 def test_packed_latents_hold_values_scales_and_rope(device, N, L, R, page):
+    write, device = form(device, "write_latents")
     x, weight, cos, sin, expected = latents(N, L, R, torch.bfloat16)
     entry = L + L // 32 + 2 * R
     blocks = -(-2 * N // page) + 1
     slots = slots_of(N, blocks * page)
     cache = torch.full((blocks, page, entry), 99, dtype=torch.uint8, device=device)
-    write_latents(cache, slots.to(device), *(t.to(device) for t in (x, weight)), EPS, cos.to(device), sin.to(device))
+    write(cache, slots.to(device), *(t.to(device) for t in (x, weight)), eps=EPS, cos=cos.to(device), sin=sin.to(device))
     rows, there = cache.view(-1, entry).cpu(), slots >= 0
     latent, rope = unpack_latent(rows[slots[there]], L, torch.float64)
     torch.testing.assert_close(rope, expected[there][:, L:], rtol=2**-7, atol=1e-2)
@@ -102,19 +113,20 @@ def test_packed_latents_hold_values_scales_and_rope(device, N, L, R, page):
     assert (rows[untouched] == 99).all()
 
 
-@on_each_device
+@in_each_form
 @pytest.mark.parametrize("hadamard", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("N", "C", "R", "page"), [(7, 128, 64, 64), (5, 32, 8, 3), (1, 64, 64, 1)])
 def test_index_keys_are_normalised_and_rotated(device, N, C, R, page, dtype, interleaved, hadamard):
+    write, device = form(device, "write_index_keys")
     x, weight, bias, cos, sin, expected = index_keys(N, C, R, dtype, interleaved, hadamard)
     blocks = -(-2 * N // page) + 1
     slots = slots_of(N, blocks * page)
     inputs = [t.to(device) for t in (slots, x, weight, bias)]
     options = {"interleaved": interleaved, "hadamard": hadamard}
     cache = torch.full((blocks, page, C), 7.0, dtype=dtype, device=device)
-    write_index_keys(cache, *inputs, EPS, cos.to(device), sin.to(device), **options)
+    write(cache, *inputs, eps=EPS, cos=cos.to(device), sin=sin.to(device), **options)
     rows, there = cache.view(-1, C).cpu().double(), slots >= 0
     slack = TOLERANCE[dtype]
     torch.testing.assert_close(rows[slots[there]], expected[there], rtol=slack, atol=slack * (2 if hadamard else 1))
@@ -123,15 +135,16 @@ def test_index_keys_are_normalised_and_rotated(device, N, C, R, page, dtype, int
     assert (rows[untouched] == 7).all()
 
 
-@on_each_device
+@in_each_form
 @pytest.mark.parametrize(("N", "C", "R", "page"), [(7, 128, 64, 64), (5, 32, 8, 3), (1, 64, 64, 1)])
 def test_packed_index_keys_hold_a_pages_values_then_its_scales(device, N, C, R, page):
+    write, device = form(device, "write_index_keys")
     x, weight, bias, cos, sin, expected = index_keys(N, C, R, torch.bfloat16, False, True)
     blocks = -(-2 * N // page) + 1
     slots = slots_of(N, blocks * page)
     cache = torch.full((blocks, page, C + 4), 99, dtype=torch.uint8, device=device)
     inputs = [t.to(device) for t in (slots, x, weight, bias)]
-    write_index_keys(cache, *inputs, EPS, cos.to(device), sin.to(device), hadamard=True)
+    write(cache, *inputs, eps=EPS, cos=cos.to(device), sin=sin.to(device), hadamard=True)
     values, scales = index_key_parts(cache.cpu())
     there = slots >= 0
     at = slots[there] // page, slots[there] % page
@@ -143,6 +156,45 @@ def test_packed_index_keys_hold_a_pages_values_then_its_scales(device, N, C, R, 
     untouched = torch.ones(blocks * page, dtype=torch.bool)
     untouched[slots[there]] = False
     assert (values.reshape(-1, C)[untouched] == 99).all() and (scales.reshape(-1, 4)[untouched] == 99).all()
+
+
+@on_each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_form_stores_what_the_plain_form_stores(device, dtype):
+    """To the bit in all but the few values that stand at a rounding's edge. (The interpreter cuts off what bfloat16 lacks instead
+    of rounding, so there it is held to float32 rows, less their bfloat16 rope.)"""
+    if device == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter does not round to bfloat16")
+    x, weight, cos, sin, _ = (t.to(device) for t in latents(40, 512, 64, dtype))
+    at = torch.arange(40, device=device)
+    caches = [torch.zeros(1, 64, 656, dtype=torch.uint8, device=device) for _ in range(2)]
+    for cache, place in zip(caches, (device, "plain"), strict=True):
+        form(place, "write_latents")[0](cache, at, x, weight, EPS, cos, sin)
+    differ = (caches[0] != caches[1])[:, :40].float()
+    assert differ[..., : 528 if device == "cpu" else 656].mean() < 1e-3
+    x, weight, bias, cos, sin, _ = (t.to(device) for t in index_keys(40, 128, 64, dtype, False, True))
+    caches = [torch.zeros(1, 64, 132, dtype=torch.uint8, device=device) for _ in range(2)]
+    for cache, place in zip(caches, (device, "plain"), strict=True):
+        form(place, "write_index_keys")[0](cache, at, x, weight, bias, EPS, cos, sin, hadamard=True)
+    assert (caches[0] != caches[1]).float().mean() < 1e-3
+
+
+@pytest.mark.gpu
+def test_slots_beyond_two_billion_elements_are_written():
+    """3.3 million entries of 656 bytes are 2.2e9: the last slots hold what the first ones hold, and nothing else is touched."""
+    S = 3_300_000
+    x, weight, cos, sin, _ = (t.cuda() for t in latents(8, 512, 64, torch.bfloat16))
+    cache = torch.zeros(S, 656, dtype=torch.uint8, device="cuda")
+    at = torch.arange(8, device="cuda")
+    write_latents(cache, at, x, weight, EPS, cos, sin)
+    write_latents(cache, at + S - 8, x, weight, EPS, cos, sin)
+    assert torch.equal(cache[:8], cache[-8:]) and cache[:8].any(1).all() and not cache[8:-8].any()
+    x, weight, bias, cos, sin, _ = (t.cuda() for t in index_keys(8, 128, 64, torch.bfloat16, False, False))
+    blocks = 2**31 // (64 * 132) + 8
+    keys = torch.zeros(blocks, 64, 132, dtype=torch.uint8, device="cuda")
+    write_index_keys(keys, at, x, weight, bias, EPS, cos, sin)
+    write_index_keys(keys, at + (blocks - 1) * 64, x, weight, bias, EPS, cos, sin)
+    assert torch.equal(keys[0], keys[-1]) and keys[0].any() and not keys[1:-1].any()
 
 
 def test_entries_are_the_models_own(generator):

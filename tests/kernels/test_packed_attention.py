@@ -1,4 +1,4 @@
-"""Sparse attention over the FP8 latent cache against float64 over its unpacked entries: plain, portable Triton and Gluon forms."""
+"""Sparse attention over the FP8 latent cache against float64 over its unpacked entries: each form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rorqual.kernels import pack_latent, sparse_attention, unpack_latent
-from tests.kernels.devices import on_each_device
 from tests.kernels.test_sparse_attention_triton import TOLERANCE, naive, relative, selection
 
 plain = importlib.import_module("rorqual.kernels.sparse_attention")
