@@ -4,6 +4,7 @@
 
 A proof is a module benchmarks/prove_NAME.py with a docstring that states the claim, `SECONDS` (about how long it takes on
 two cores), and `main(quick: bool) -> dict`: it raises AssertionError where the claim does not hold, and returns the figures.
+RORQUAL_JOBS says how many processes may run side by side in proofs that are made of pieces, RORQUAL_WORK where they keep them.
 `--slice N` runs quick forms, in turn from the N-th on, until four minutes are used: CI's rotating share.
 """
 
@@ -12,9 +13,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
+import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rorqual.runlog import environment, write_atomically
@@ -22,6 +27,21 @@ from rorqual.runlog import environment, write_atomically
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SLICE_SECONDS = 240
+
+
+def jobs() -> int:
+    """How many processes a proof that is made of pieces may run side by side: RORQUAL_JOBS, else two."""
+    return max(1, int(os.environ.get("RORQUAL_JOBS", "2")))
+
+
+@contextmanager
+def workspace(name: str) -> Iterator[Path]:
+    """Where a proof works: RORQUAL_WORK/NAME, with which it goes on where it was; else a directory that goes at its end."""
+    if kept := os.environ.get("RORQUAL_WORK"):
+        yield Path(kept) / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def names() -> list[str]:
