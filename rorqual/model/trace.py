@@ -57,7 +57,9 @@ class Trace:
     def record_routing(self, layer: int, routing: Routing) -> None:
         if layer in self.loads:
             return
-        self.loads[layer] = torch.bincount(routing.experts.flatten(), minlength=routing.scores.shape[1])
+        # Not torch.bincount: on a GPU it waits for its input, to learn the largest value.
+        every = torch.arange(routing.scores.shape[1], device=routing.experts.device)
+        self.loads[layer] = (routing.experts[..., None] == every).sum((0, 1))
         if self.routed_experts:
             self.experts[layer] = routing.experts
         if self.router_scores:

@@ -39,4 +39,8 @@ def routers(model: Transformer) -> list[tuple[int, Router]]:
 
 def imbalance(loads: Mapping[int, Tensor]) -> dict[str, float]:
     """The most loaded expert's share of the mean, by layer: 1 is perfect balance."""
-    return {f"load/{layer}": float(load.max() / load.float().mean().clamp(min=1e-9)) for layer, load in sorted(loads.items())}
+    if not loads:
+        return {}
+    names, stacked = sorted(loads), torch.stack([loads[layer] for layer in sorted(loads)])  # [layers, E]
+    shares = stacked.amax(1) / stacked.float().mean(1).clamp(min=1e-9)
+    return {f"load/{layer}": share for layer, share in zip(names, shares.tolist(), strict=True)}

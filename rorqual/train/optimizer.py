@@ -115,9 +115,9 @@ class Optimizer:
     @torch.no_grad()
     def round_masters(self) -> None:
         """Give every parameter the rounded copy of its master."""
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+        names = [name for name, parameter in self.parameters.items() if self.masters[name] is not parameter]
+        if names:
+            torch._foreach_copy_([self.parameters[name] for name in names], [self.masters[name] for name in names])
 
     def gradients(self, indexers: bool) -> list[Tensor]:
         """The gradients of the indexers, or of everything else."""
@@ -148,8 +148,8 @@ def clip_(gradients: Iterable[Tensor], norm: Tensor, limit: float) -> None:
     """Scale gradients whose joint norm is `norm` down to the limit; 0 leaves them."""
     if limit > 0:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in _local(gradients):
-            gradient.mul_(scale)
+        if parts := list(_local(gradients)):
+            torch._foreach_mul_(parts, scale)
 
 
 def squared_norm(gradients: Iterable[Tensor]) -> Tensor:
