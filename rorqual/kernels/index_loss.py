@@ -305,6 +305,13 @@ def selection_quality(
 
     Costs a dense pass in tiles: for diagnosis and reports, not for every step.
     """
+    form = triton_form("selection_quality", q, kv, indices, file="index_loss") or selection_quality_plain
+    return form(q, kv, scale, indices, starts, ends)
+
+
+def selection_quality_plain(
+    q: Tensor, kv: Tensor, scale: float, indices: Tensor, starts: Tensor | None = None, ends: Tensor | None = None
+) -> SelectionQuality:
     starts, ends = row_ranges(q.shape[0], kv.shape[0], starts, ends, q.device)
     dtype = accumulator(q, kv)
     lse = dense_attention_plain(q, kv[:, None], kv[:, None, :1], scale, starts, ends)[1]

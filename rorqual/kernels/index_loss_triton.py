@@ -19,13 +19,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rorqual.kernels.index_loss import index_loss_plain
+from rorqual.kernels.dense_attention_triton import dense_attention
+from rorqual.kernels.index_loss import SelectionQuality, index_loss_plain, selection_quality_plain
 from rorqual.kernels.select_tokens_triton import Keys, write_scores
 from rorqual.kernels.selection import row_ranges
 from rorqual.kernels.sparse_attention_triton import LOG2E, add_by_key, attend
 
 LOSS_BYTES = 256 << 20
 """Each of the two buffers of one chunk of queries."""
+DENSE_DIMS = 320
+"""Entries up to this wide take the dense kernel for their sums; the released one has a faster form over listed keys."""
 SUPPORTED = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -137,6 +140,8 @@ def _value_dim(q: Tensor) -> int:
 
 def dense_sums(q: Tensor, kv: Tensor, scale: float, starts: Tensor, ends: Tensor) -> Tensor:
     """The main attention's log-sums [T, H] over each row's range."""
+    if q.shape[-1] <= DENSE_DIMS:
+        return dense_attention(q, kv[:, None], kv[:, None, :16], scale, starts, ends)[1].detach()
     columns = torch.arange(len(kv), dtype=torch.int32, device=q.device)
     parts = []
     for rows in chunks(len(q), len(kv)):
@@ -165,39 +170,72 @@ def write_mass(
     S = len(kv)
     heads = min(tuning.get("columns", 128), max(16, triton.next_power_of_2(H)))
     block, depth = tuning.get("block", 128), min(tuning.get("depth", 64), triton.next_power_of_2(D))
-    mass_kernel[(triton.cdiv(S, block), t)](
-        q, kv, lse, starts, ends, out, S, out.stride(0), scale * LOG2E, H=H, D=D, BH=heads, BS=block, BD=max(16, depth),
+    queries = max(1, min(128 // heads, triton.next_power_of_2(t)))
+    mass_kernel[(triton.cdiv(S, block), triton.cdiv(t, queries))](
+        q, kv, lse, starts, ends, out, t, S, out.stride(0), scale * LOG2E, H=H, D=D, BH=heads, BQ=queries, BS=block,
+        BD=max(16, depth),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=tuning.get("warps", 8 if block * heads >= 128 * 128 else 4), num_stages=tuning.get("stages", 3),
+        num_warps=tuning.get("warps", 8 if block * heads * queries >= 128 * 128 else 4), num_stages=tuning.get("stages", 3),
     )  # fmt: skip
 
 
 @triton.jit
 def mass_kernel(
-    Q, KV, LSE, STARTS, ENDS, OUT, S, stride, scale_log2,
-    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    Q, KV, LSE, STARTS, ENDS, OUT, T, S, stride, scale_log2,
+    H: tl.constexpr, D: tl.constexpr, BH: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (key blocks, t). Keys are the rows of the product and heads its columns, so that a thread sums over heads."""
-    t = tl.program_id(1).to(tl.int64)
-    start, end = tl.load(STARTS + t), tl.load(ENDS + t)
+    """Grid (key blocks, blocks of BQ queries). Keys are the rows of the product and (query, head) pairs its columns, so that a
+    thread sums over heads."""
+    t = tl.program_id(1) * BQ + tl.arange(0, BQ)
+    start, end = tl.load(STARTS + t, mask=t < T, other=2147483647), tl.load(ENDS + t, mask=t < T, other=0)
     first = tl.program_id(0) * BS
-    if (first < end) & (first + BS > start):
+    if (first < tl.max(end, 0)) & (first + BS > tl.min(start, 0)):
         s = first + tl.arange(0, BS)
-        d = tl.arange(0, BD)
-        mass = tl.zeros([BS], tl.float32)
+        d, pair = tl.arange(0, BD), tl.arange(0, BQ * BH)
+        row = tl.program_id(1) * BQ + pair // BH
+        mass = tl.zeros([BS, BQ], tl.float32)
         for group in tl.static_range(0, H, BH):
-            head = group + tl.arange(0, BH)
-            x = tl.zeros([BS, BH], tl.float32)
+            head = group + pair % BH
+            real = (row < T) & (head < H)
+            place = row.to(tl.int64) * H + head
+            x = tl.zeros([BS, BQ * BH], tl.float32)
             for low in range(0, D, BD):
                 at = low + d
                 k = tl.load(KV + s.to(tl.int64)[:, None] * D + at[None, :], mask=(s < S)[:, None] & (at < D)[None, :], other=0.0)
-                q = tl.load(
-                    Q + (t * H + head)[None, :] * D + at[:, None], mask=(head < H)[None, :] & (at < D)[:, None], other=0.0
-                )
+                q = tl.load(Q + place[None, :] * D + at[:, None], mask=real[None, :] & (at < D)[:, None], other=0.0)
                 x = tl.dot(k, q, x, input_precision=PRECISION)
-            lse = tl.load(LSE + t * H + head, mask=head < H, other=float("inf")) * 1.4426950408889634
-            mass += tl.sum(tl.exp2(x * scale_log2 - lse[None, :]), 1)
-        tl.store(OUT + t * stride + s, mass, mask=(s >= start) & (s < end))
+            lse = tl.load(LSE + place, mask=real, other=float("inf")) * 1.4426950408889634
+            # A row without keys has -inf: nothing of it is stored.
+            p = tl.where(real[None, :], tl.exp2(x * scale_log2 - lse[None, :]), 0.0)
+            mass += tl.sum(tl.reshape(p, [BS, BQ, BH]), 2)
+        eligible = (s[:, None] >= start[None, :]) & (s[:, None] < end[None, :])
+        tl.store(OUT + t.to(tl.int64)[None, :] * stride + s[:, None], mass, mask=eligible & (t < T)[None, :])
+
+
+@torch.no_grad()
+def selection_quality(
+    q: Tensor, kv: Tensor, scale: float, indices: Tensor, starts: Tensor | None = None, ends: Tensor | None = None
+) -> SelectionQuality:
+    """The contract is that of `rorqual.kernels.index_loss.selection_quality`; among equal masses any key may be the best."""
+    if q.dtype != kv.dtype or q.dtype not in SUPPORTED:
+        return selection_quality_plain(q, kv, scale, indices, starts, ends)
+    q, kv = q.contiguous(), kv.contiguous()
+    starts, ends = (bound.to(torch.int32) for bound in row_ranges(len(q), len(kv), starts, ends, q.device))
+    lse, quality = dense_sums(q, kv, scale, starts, ends), torch.full((3, len(q)), torch.nan, device=q.device)
+    for rows in chunks(len(q), len(kv)):
+        mass = torch.zeros(rows.stop - rows.start, triton.cdiv(len(kv), 16) * 16, device=q.device)
+        write_mass(q[rows], kv, scale, lse[rows], starts[rows], ends[rows], mass)
+        mass /= mass.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        present = indices[rows] >= 0
+        counts = present.sum(1, keepdim=True)
+        values, best = mass.topk(min(indices.shape[1], mass.shape[1]), dim=1)  # the heaviest first
+        ranked = torch.arange(best.shape[1], device=q.device) < counts
+        chosen = torch.zeros_like(mass, dtype=torch.int32).scatter_add_(1, indices[rows].long().clamp_min(0), present.int()) > 0
+        hits = (chosen.gather(1, best) & ranked).sum(1)
+        found = torch.stack([(mass * chosen).sum(1), (values * ranked).sum(1), hits / counts[:, 0]])
+        quality[:, rows] = found.masked_fill(counts[:, 0] == 0, torch.nan)
+    return SelectionQuality(*quality)
 
 
 def write_losses(scores: Tensor, mass: Tensor, starts: Tensor, ends: Tensor, sums: Tensor) -> None:

@@ -16,7 +16,7 @@ from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
-from rorqual.train.setup import BatchConfig, begin, mixture, step_inputs, training_tensors
+from rorqual.train.setup import BatchConfig, Feed, begin, mixture, training_tensors
 from rorqual.train.step import train_step
 
 
@@ -44,7 +44,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     begin(config, place, init)
     if done := finished(place):
         return done
-    loader = mixture(place.store, config.batch)
+    feed = Feed(mixture(place.store, config.batch), config.batch, place.world)
     model = open_model(init)
     old = model.config
     if old.yarn is not None:
@@ -61,7 +61,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
 
     def one_step(step: int) -> dict[str, float]:
         stopwatch.start()
-        inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
+        inputs = feed(step)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
         move_biases(model, outcome.loads, config.bias_step)

@@ -18,7 +18,7 @@ from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, learning_rate
-from rorqual.train.setup import BatchConfig, begin, check_vocabulary, mixture, step_inputs, training_tensors
+from rorqual.train.setup import BatchConfig, Feed, begin, check_vocabulary, mixture, training_tensors
 from rorqual.train.step import train_step
 
 
@@ -44,7 +44,7 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
     if done := finished(place):
         return done
     check_vocabulary(place.store, shape)
-    loader = mixture(place.store, config.batch)
+    feed = Feed(mixture(place.store, config.batch), config.batch, place.world)
 
     model = Transformer(shape, config.seed).to(place.world.device)
     objective = Objective(model, config.objective, AttentionMode(sparse=False, form="expanded"))
@@ -54,7 +54,7 @@ def main(config: Config, shape: ModelConfig, place: Place) -> Path:
 
     def one_step(step: int) -> dict[str, float]:
         stopwatch.start()
-        inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
+        inputs = feed(step)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
         move_biases(model, outcome.loads, config.bias_step)

@@ -17,7 +17,7 @@ from rorqual.train.loop import Pace, Place, run_steps
 from rorqual.train.measures import Stopwatch
 from rorqual.train.objectives import Objective, ObjectiveConfig
 from rorqual.train.optimizer import Optimizer, OptimizerConfig, is_indexer, learning_rate
-from rorqual.train.setup import BatchConfig, begin, mixture, step_inputs, training_tensors
+from rorqual.train.setup import BatchConfig, Feed, begin, mixture, training_tensors
 from rorqual.train.step import train_step
 
 
@@ -49,7 +49,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
     begin(config, place, init)
     if done := finished(place):
         return done
-    loader = mixture(place.store, config.batch)
+    feed = Feed(mixture(place.store, config.batch), config.batch, place.world)
     # Nothing but indexers will change, so one process need not hold the model in more than the compute dtype.
     dtype = config.compute.dtype if place.world.size == 1 else "float32"
     model = with_indexers(open_model(init, dtype), _index_shape(config), config.seed).to(place.world.device)
@@ -63,7 +63,7 @@ def main(config: Config, init: Path, place: Place) -> Path:
 
     def one_step(step: int) -> dict[str, float]:
         stopwatch.start()
-        inputs = step_inputs(loader, step, config.batch.micro_rows, place.world)
+        inputs = feed(step)
         rate = learning_rate(config.optimizer, step, config.pace.steps)
         outcome = train_step(objective, optimizer, inputs, place.world, step, rate)
         return outcome.metrics | stopwatch.lap(outcome.tokens)

@@ -95,6 +95,21 @@ class Inputs:
         lengths = torch.tensor(rows.counts, dtype=torch.float32, device=batch.tokens.device)
         return cls(rows, rows.next_tokens(), next_one, one_after, rows.pack(places), lengths)
 
+    def to(self, device: torch.device) -> Inputs:
+        """On another device; not for a rank's share."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Inputs:
+        """In page-locked memory, from where a copy to a GPU does not hold up the host; torch's DataLoader asks for it."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Inputs:
+        names = ("following", "targets", "mtp_targets", "sequences", "lengths")
+        places = None if self.rows.places is None else move(self.rows.places)
+        moved = {name: move(getattr(self.rows, name)) for name in ("tokens", "positions", "starts")}
+        rows = replace(self.rows, places=places, **moved)
+        return replace(self, rows=rows, **{name: move(getattr(self, name)) for name in names})
+
     def share(self, world: World) -> Inputs:
         """What this rank computes of sequences that its context group shares."""
         if world.config.context == 1:

@@ -117,7 +117,9 @@ class Optimizer:
         """Give every parameter the rounded copy of its master."""
         names = [name for name, parameter in self.parameters.items() if self.masters[name] is not parameter]
         if names:
-            torch._foreach_copy_([self.parameters[name] for name in names], [self.masters[name] for name in names])
+            rounded: list[Tensor] = [self.parameters[name] for name in names]
+            exact = [self.masters[name] for name in names]
+            torch._foreach_copy_(rounded, exact)  # pyright: ignore[reportPrivateImportUsage]
 
     def gradients(self, indexers: bool) -> list[Tensor]:
         """The gradients of the indexers, or of everything else."""
@@ -149,7 +151,7 @@ def clip_(gradients: Iterable[Tensor], norm: Tensor, limit: float) -> None:
     if limit > 0:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
         if parts := list(_local(gradients)):
-            torch._foreach_mul_(parts, scale)
+            torch._foreach_mul_(parts, scale)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def squared_norm(gradients: Iterable[Tensor]) -> Tensor:

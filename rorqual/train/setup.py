@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rorqual.config import dump
 from rorqual.data.loader import Loader, RecallSource, Source, TextSource
@@ -24,7 +27,7 @@ from rorqual.train.loop import Place, Site
 from rorqual.train.objectives import Inputs
 from rorqual.train.optimizer import Optimizer
 
-FREE = ("checkpoint_every", "keep_checkpoints", "micro_rows", "quiet")
+FREE = ("checkpoint_every", "keep_checkpoints", "micro_rows", "workers", "quiet")
 """Settings that a resumed run may change: they leave every weight as it would have been."""
 
 
@@ -40,6 +43,8 @@ class BatchConfig:
     """Corpus -> share of the text rows; empty: by the corpora's sizes."""
     recall: RecallConfig = field(default_factory=RecallConfig)
     seed: int = 0
+    workers: int = 0
+    """Processes that draw batches ahead of the step that needs them; 0: the step draws its own, which a GPU waits for."""
 
     def __post_init__(self) -> None:
         require(
@@ -47,6 +52,7 @@ class BatchConfig:
             rows=(self.rows >= 1, "at least 1"),
             length=(self.length >= 8, "at least 8"),
             micro_rows=(self.micro_rows is None or self.micro_rows >= 1, "at least 1, or none"),
+            workers=(self.workers >= 0, "at least 0"),
         )
 
 
@@ -74,11 +80,47 @@ def mixture(store: TokenStore, config: BatchConfig, split: Literal["train", "hel
     return Loader(sources, config.rows)
 
 
-def step_inputs(loader: Loader, step: int, micro_rows: int | None, world: World) -> list[Inputs]:
-    """This rank's micro-batches of a step, on its device."""
-    batch = loader.batch(step, world.data_rank, world.data_size)
-    parts = batch.split(micro_rows or len(batch.tokens))
-    return [Inputs.of(part.to(world.device)).share(world) for part in parts]
+@dataclass(frozen=True)
+class Steps:
+    """A rank's micro-batches of each step, packed, on the host: what a process that draws batches ahead needs to know."""
+
+    loader: Loader
+    micro_rows: int | None
+    rank: int = 0
+    ranks: int = 1
+
+    def __getitem__(self, step: int) -> list[Inputs]:
+        batch = self.loader.batch(step, self.rank, self.ranks)
+        return [Inputs.of(part) for part in batch.split(self.micro_rows or len(batch.tokens))]
+
+
+class Feed:
+    """Micro-batches step by step on the rank's device. What a step gets is a function of its number, whoever draws it."""
+
+    def __init__(self, loader: Loader, config: BatchConfig, world: World):
+        self.steps = Steps(loader, config.micro_rows, world.data_rank, world.data_size)
+        self.world, self.workers = world, config.workers
+        self._ahead: Iterator[list[Inputs]] | None = None
+        self._next = -1
+
+    def __call__(self, step: int) -> list[Inputs]:
+        parts = self._drawn_ahead(step) if self.workers else self.steps[step]
+        return [part.to(self.world.device).share(self.world) for part in parts]
+
+    def _drawn_ahead(self, step: int) -> list[Inputs]:
+        if self._ahead is None or step != self._next:
+            self._ahead = iter(
+                DataLoader(
+                    self.steps,  # type: ignore[arg-type]
+                    sampler=itertools.count(step),  # type: ignore[arg-type]
+                    batch_size=None,
+                    num_workers=self.workers,
+                    prefetch_factor=4,
+                    pin_memory=self.world.device.type == "cuda",
+                )
+            )
+        self._next = step + 1
+        return next(self._ahead)
 
 
 def check_vocabulary(store: TokenStore, model: ModelConfig) -> None:

@@ -17,6 +17,8 @@ from rorqual.data.loader import Batch, Loader, RecallSource, Row, TextSource, nt
 from rorqual.data.recall import RecallConfig, Vocabulary, draw_document, needle, sample_text
 from rorqual.data.store import Documents, TokenStore, write_store
 from rorqual.errors import UserError
+from rorqual.parallel.world import World
+from rorqual.train.setup import BatchConfig, Feed
 
 
 def some_documents(lengths: list[int]) -> Documents:
@@ -149,6 +151,13 @@ def test_a_needle_has_the_asked_length_and_depth_and_one_answer(vocabulary, dept
         needle(vocabulary, np.random.default_rng(5), 16, depth, filler)
 
 
+def test_a_needle_among_more_facts_than_there_are_words_is_refused(tokenizer):
+    few = Vocabulary.of(tokenizer, (0, 1), count=7)  # 4 keys, 3 values
+    assert len(needle(few, np.random.default_rng(5), 64, 0.5, some_documents([500]), others=2).tokens) == 64
+    with pytest.raises(UserError, match="among 3 other facts: needs 4 keys and as many values, found 3; ask for fewer others"):
+        needle(few, np.random.default_rng(5), 64, 0.5, some_documents([500]))
+
+
 def test_recall_rows_are_whole_documents_then_padding_and_pure_in_their_number(vocabulary):
     source = RecallSource(vocabulary, some_documents([500]), 128, 7, RecallConfig(min_length=24))
     for n in range(20):
@@ -174,3 +183,15 @@ def test_a_store_holds_what_was_written_and_appears_whole(tokenizer, tmp_path):
     (tmp_path / "s" / next(p.name for p in (tmp_path / "s").glob("*.train.tokens.npy"))).write_bytes(b"x")
     with pytest.raises(UserError, match="make the store again"):
         store.documents("files:x", "train")
+
+
+def test_batches_drawn_ahead_by_other_processes_are_those_that_the_step_would_draw():
+    loader = Loader({"text": (TextSource(some_documents([7] * 60), 16, 0), 1.0)}, 4)
+    world = World(0, 1, torch.device("cpu"))
+    ahead, own = (Feed(loader, BatchConfig(rows=4, length=16, micro_rows=2, workers=n), world) for n in (2, 0))
+    for step in (3, 4, 5, 9, 10):
+        for a, b in zip(ahead(step), own(step), strict=True):
+            assert a.rows.lengths == b.rows.lengths
+            for name in ("targets", "mtp_targets", "following", "sequences"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+            assert torch.equal(a.rows.tokens, b.rows.tokens) and torch.equal(a.rows.starts, b.rows.starts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.kernels.devices import on_each_device
 
 pytest.importorskip("triton")
 form = pytest.importorskip("rorqual.kernels.index_loss_triton")
+plain = importlib.import_module("rorqual.kernels.index_loss")
 
 NAMES = ("query", "key", "weight")
 
@@ -104,3 +107,19 @@ def test_released_shape_matches_float64(T, S):
     check(inputs, 576**-0.5, causal, 1.5e-2)
     indices, eligible = selected(T, 500, S, "cuda")
     check(inputs, 576**-0.5, eligible, 1.5e-2, indices=indices)
+
+
+@on_each_device
+@pytest.mark.parametrize(("T", "S", "H", "D", "K"), [(9, 60, 3, 24, 7), (21, 40, 5, 40, 33), (3, 17, 16, 16, 17)])
+def test_quality_of_a_selection_is_the_plain_forms(device, T, S, H, D, K):
+    _, _, _, q, kv = case(T, S, 1, 16, H, D, torch.float32, device)
+    starts, ends = ranges(T, S)
+    indices = torch.full((T, K), -1)
+    for t in range(T):
+        some = torch.randperm(int(ends[t] - starts[t]))[: max(K - t % 3, 1)] + starts[t]
+        indices[t, : len(some)] = some.sort().values
+    bounds = [x.to(device) for x in (indices.int(), starts, ends)]
+    found = form.selection_quality(q, kv, 0.3, *bounds)
+    expected = plain.selection_quality_plain(q.double(), kv.double(), 0.3, *bounds)
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
