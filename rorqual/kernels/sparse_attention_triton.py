@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rorqual.kernels.fp8_triton import from_e4m3
 from rorqual.kernels.sparse_attention import sparse_attention_plain
 
 LOG2E = 1.4426950408889634
@@ -34,9 +35,17 @@ def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
     For a paged cache pass the flat view [blocks * page, L + R] as kv, and physical slots as indices. Results are repeatable; a
     query's bits may depend on how many queries stand beside it where their keys are shared (`share_count`).
     """
+    if kv.dtype == torch.uint8 and q.dtype != torch.float64:
+        return packed_attention(q, kv, indices, scale, value_dim)
     if q.dtype != kv.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32) or q.shape[-1] == value_dim:
         return sparse_attention_plain(q, kv, indices, scale, value_dim)
     return _SparseAttention.apply(q, kv, indices, scale, value_dim)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def packed_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Attention over an FP8 cache, uint8 [S, L + 4 L / 128 + 2 R]: entries are widened where they are used."""
+    return attend(q.contiguous(), kv.contiguous(), indices.to(torch.int32).contiguous(), scale, value_dim)
 
 
 class _SparseAttention(torch.autograd.Function):
@@ -64,7 +73,8 @@ def attend(
     K = indices.shape[1]
     if not T or not K or not len(kv):
         return q.new_zeros(T, H, value_dim), q.new_full((T, H), -torch.inf, dtype=torch.float32)
-    hopper = not portable and runs_on_hopper(q, value_dim)
+    is_packed = kv.dtype == torch.uint8
+    hopper = not portable and runs_on_hopper(q, value_dim) and not (is_packed and q.dtype != torch.bfloat16)
     heads = HEAD_GROUP if hopper else _head_block(q, value_dim)
     blocks = triton.cdiv(K, 128)
     shares = share_count(T * triton.cdiv(H, heads), blocks, _processors(q.device)) if shares is None else min(shares, blocks)
@@ -72,7 +82,7 @@ def attend(
     shares = triton.cdiv(blocks, per_share)
     out = torch.empty(shares, T, H, value_dim, dtype=q.dtype if shares == 1 else torch.float32, device=q.device)
     lse = torch.empty(shares, T, H, dtype=torch.float32, device=q.device)
-    launch = _attend_hopper if hopper else _attend_portable
+    launch = (_attend_packed_hopper if is_packed else _attend_hopper) if hopper else _attend_portable
     launch(q, kv, indices, out, lse, scale, per_share, heads)
     return (out[0], lse[0]) if shares == 1 else merge_shares(out, lse, q.dtype)
 
@@ -141,6 +151,19 @@ def _attend_hopper(
     )
 
 
+def _attend_packed_hopper(
+    q: Tensor, kv: Tensor, indices: Tensor, out: Tensor, lse: Tensor, scale: float, per_share: int, heads: int
+) -> None:
+    from rorqual.kernels.packed_attention_gluon import packed_forward_kernel
+
+    shares, T, H, _ = out.shape
+    views = (kv.view(dtype) for dtype in (torch.int32, torch.float32, torch.bfloat16))
+    packed_forward_kernel[(H // heads, T, shares)](
+        q, *views, indices, out, lse, scale * LOG2E, 0, indices.shape[1], per_share, H, out.dtype == torch.float32, 200,
+        num_warps=4,
+    )  # fmt: skip
+
+
 def _attend_portable(
     q: Tensor, kv: Tensor, indices: Tensor, out: Tensor, lse: Tensor, scale: float, per_share: int, heads: int
 ) -> None:
@@ -149,7 +172,7 @@ def _attend_portable(
     block, warps = heads, 8 if heads == 64 else 4
     attend_kernel[grid](
         q, kv, indices, out, lse, scale * LOG2E, indices.shape[1], per_share * 128,
-        BH=heads, BN=block, **_dims(q, L), num_warps=warps, num_stages=2,
+        BH=heads, BN=block, PACKED=kv.dtype == torch.uint8, **_dims(q, L), num_warps=warps, num_stages=2,
     )  # fmt: skip
 
 
@@ -165,6 +188,19 @@ def _entries(KV, index, L: tl.constexpr, R: tl.constexpr, LP: tl.constexpr, RP: 
 
 
 @triton.jit
+def _packed_entries(KV, index, DTYPE: tl.constexpr, L: tl.constexpr, R: tl.constexpr, LP: tl.constexpr, RP: tl.constexpr):
+    """As _entries, from rows of L e4m3 codes, L / 128 float32 scales and R bfloat16, in DTYPE."""
+    row = KV + tl.maximum(index, 0).to(tl.int64)[:, None] * (L + L // 32 + 2 * R)
+    l, r = tl.arange(0, LP), tl.arange(0, RP)
+    there = (index >= 0)[:, None]
+    codes = tl.load(row + l[None, :], mask=there & (l < L)[None, :], other=0)
+    scales = (row + (L + l // 128 * 4)[None, :]).to(tl.pointer_type(tl.float32))
+    latent = from_e4m3(codes) * tl.load(scales, mask=there & (l < L)[None, :], other=0.0)
+    rope = (row + (L + L // 32 + 2 * r)[None, :]).to(tl.pointer_type(tl.bfloat16))
+    return latent.to(DTYPE), tl.load(rope, mask=there & (r < R)[None, :], other=0.0).to(DTYPE)
+
+
+@triton.jit
 def _rows(X, head, H: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, LP: tl.constexpr, FIRST: tl.constexpr):
     """X [H, WIDTH] columns FIRST..FIRST+L-1 of the given heads, padded with zeros to [BH, LP]."""
     column = tl.arange(0, LP)
@@ -176,7 +212,7 @@ def _rows(X, head, H: tl.constexpr, L: tl.constexpr, WIDTH: tl.constexpr, LP: tl
 def attend_kernel(
     Q, KV, INDICES, OUT, LSE, scale_log2, K, per_share,
     H: tl.constexpr, L: tl.constexpr, R: tl.constexpr, LP: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr,
-    BH: tl.constexpr, BN: tl.constexpr,
+    BH: tl.constexpr, BN: tl.constexpr, PACKED: tl.constexpr = False,
 ):  # fmt: skip
     """Grid (head blocks, T, shares): OUT [shares, T, H, L], LSE [shares, T, H]."""
     head = tl.program_id(0) * BH + tl.arange(0, BH)
@@ -191,7 +227,10 @@ def attend_kernel(
     lane = tl.arange(0, BN)
     for start in range(first, tl.minimum(first + per_share, K), BN):
         index = tl.load(INDICES + t * K + start + lane, mask=start + lane < K, other=-1)
-        latent, rope = _entries(KV, index, L, R, LP, RP)
+        if PACKED:
+            latent, rope = _packed_entries(KV, index, Q.dtype.element_ty, L, R, LP, RP)
+        else:
+            latent, rope = _entries(KV, index, L, R, LP, RP)
         x = tl.dot(q_latent, latent.T, input_precision=PRECISION)
         x = tl.dot(q_rope, rope.T, x, input_precision=PRECISION)
         x = tl.where((index >= 0)[None, :], x * scale_log2, float("-inf"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rorqual.kernels import pack_latent, sparse_attention, unpack_latent
+from tests.kernels.devices import on_each_device
 from tests.kernels.test_sparse_attention_triton import TOLERANCE, naive, relative, selection
 
 plain = importlib.import_module("rorqual.kernels.sparse_attention")
@@ -60,6 +61,79 @@ def test_plain_form_is_the_same_bits_in_any_tiling_and_batch(monkeypatch, tile):
     assert torch.equal(out, again) and torch.equal(lse, again_lse)
     alone = sparse_attention(q[4:5], cache, indices[4:5], 0.1, 128)[0]
     assert torch.equal(out[4:5], alone)
+
+
+@on_each_device
+@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize(
+    ("T", "H", "K", "S", "L", "R"), [(5, 3, 37, 61, 128, 16), (3, 20, 200, 300, 256, 64), (2, 1, 1, 4, 384, 2)]
+)
+def test_portable_form_matches_float64(device, T, H, K, S, L, R, shares):
+    form = pytest.importorskip("rorqual.kernels.sparse_attention_triton")
+    attend = lambda *inputs: form.attend(*inputs, shares=shares, portable=True)  # noqa: E731
+    check(attend, T, H, K, S, L, R, torch.float32, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("T", "H", "K", "S"), RELEASED)
+def test_released_shape_matches_float64(T, H, K, S, portable, dtype):
+    form = pytest.importorskip("rorqual.kernels.sparse_attention_triton")
+    check(lambda *inputs: form.attend(*inputs, portable=portable), T, H, K, S, 512, 64, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shares", [1, 2, 5, 16])
+def test_released_shape_merges_shares_and_repeats_its_bits(shares):
+    form = pytest.importorskip("rorqual.kernels.sparse_attention_triton")
+    q, cache, indices = case(7, 128, 2048, 5000, 512, 64, torch.bfloat16, "cuda")
+    check(lambda *inputs: form.attend(*inputs, shares=shares), 7, 128, 2048, 5000, 512, 64, torch.bfloat16, "cuda")
+    out, lse = form.attend(q, cache, indices, 0.1, 512, shares=shares)
+    for _ in range(20):
+        again, again_lse = form.attend(q, cache, indices, 0.1, 512, shares=shares)
+        assert torch.equal(again, out) and torch.equal(again_lse, lse)
+
+
+@pytest.mark.gpu
+def test_the_dispatched_form_runs_in_a_replayed_graph():
+    q, cache, indices = case(4, 128, 300, 900, 512, 64, torch.bfloat16, "cuda")
+    expected = sparse_attention(q, cache, indices, 0.1, 512)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = sparse_attention(q, cache, indices, 0.1, 512)
+    for tensor in found:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    assert all(map(torch.equal, found, expected))
+
+
+@on_each_device
+def test_unselected_entries_are_never_used(device):
+    """NaN codes and scales at every position that no row selects, position 0 among them."""
+    form = pytest.importorskip("rorqual.kernels.sparse_attention_triton")
+    H, L, R, dtype = (4, 128, 16, torch.float32) if device == "cpu" else (64, 512, 64, torch.bfloat16)
+    q, cache, indices = case(4, H, 20, 60, L, R, dtype, device)
+    indices = torch.where(indices == 0, -1, indices)
+    unused = torch.ones(60, dtype=torch.bool, device=device)
+    unused[indices[indices >= 0].long()] = False
+    spoilt = cache.masked_fill(unused[:, None], 0x7F)
+    clean = form.attend(q, cache, indices, 0.1, L)
+    assert all(map(torch.equal, form.attend(q, spoilt, indices, 0.1, L), clean))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_two_billion_elements():
+    """3.4 million entries of 656 bytes are 2.2e9: the last ones must be read."""
+    form = pytest.importorskip("rorqual.kernels.sparse_attention_triton")
+    S = 3_400_000
+    q, tail, indices = case(4, 64, 128, 1000, 512, 64, torch.bfloat16, "cuda")
+    cache = torch.full((S, 656), 0x7F, dtype=torch.uint8, device="cuda")
+    cache[-1000:] = tail
+    far = torch.where(indices < 0, indices, indices + S - 1000)
+    for portable in (False, True):
+        near_out = form.attend(q, tail, indices, 0.1, 512, portable=portable)
+        assert all(map(torch.equal, near_out, form.attend(q, cache, far, 0.1, 512, portable=portable)))
 
 
 def test_no_keys_no_queries_and_no_selection_give_zeros():
