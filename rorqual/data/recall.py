@@ -156,8 +156,14 @@ def needle(
     """A document of exactly `length` tokens with one question, at its end; the fact stands at `depth` of it (0 first, 1 last).
 
     `others` facts with other keys stand at random places, so that finding any fact is not enough.
-    Raises UserError where the length leaves no room.
+    Raises UserError where the length leaves no room, or where there are too few words.
     """
+    words = min(len(vocabulary.keys), len(vocabulary.values))
+    if others >= words:
+        raise UserError(
+            f"needle among {others} other facts: needs {others + 1} keys and as many values, found {words}; ask for fewer "
+            "others, more recall.words, or a tokenizer that holds more of the words"
+        )
     room = length - 2 - vocabulary.question_len - (others + 1) * vocabulary.fact_len
     if room < 0:
         raise UserError(f"needle of length {length}: at least {length - room} with {others} other facts")

@@ -7,6 +7,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from rorqual.report import controls
 from rorqual.report.diagram import selection_steps
 from rorqual.report.markup import Axis, Line, Plot, Section, absent, data, percent, plot, prose, signed, table
 from rorqual.report.reading import Run, Stage
@@ -51,9 +52,11 @@ def _verdict(found: Mapping[str, Any]) -> str:
     text += f" The bar is {percent(LOSS_BAR, 0)} above dense: {'met' if held else 'not met'} here."
     if "control" not in losses:
         text += (
-            " The model before sparse training has seen fewer tokens, so that comparison flatters; a control that went on "
-            "densely for the same tokens belongs to the committed proofs below."
+            " The model before sparse training has seen fewer tokens, so that comparison flatters; <code>rorqual adapt</code> "
+            "trains a control that goes on densely for the same tokens."
         )
+        if controls.is_committed("sparse_quality"):
+            text += " A tiny model beside such a control is among the committed proofs below."
     return text
 
 

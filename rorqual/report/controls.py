@@ -33,6 +33,11 @@ def section(results: Path = RESULTS) -> Section:
     return Section("controls", "Controls and proofs: other runs", "", body + "".join(found))
 
 
+def is_committed(name: str, results: Path = RESULTS) -> bool:
+    """Whether the proof's figures are committed, so that a page may point to them."""
+    return (results / f"{name}.json").is_file()
+
+
 def _proof(path: Path) -> str:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

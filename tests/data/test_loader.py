@@ -154,7 +154,7 @@ def test_a_needle_has_the_asked_length_and_depth_and_one_answer(vocabulary, dept
 def test_a_needle_among_more_facts_than_there_are_words_is_refused(tokenizer):
     few = Vocabulary.of(tokenizer, (0, 1), count=7)  # 4 keys, 3 values
     assert len(needle(few, np.random.default_rng(5), 64, 0.5, some_documents([500]), others=2).tokens) == 64
-    with pytest.raises(UserError, match="among 3 other facts: needs 4 keys and as many values, found 3; ask for fewer others"):
+    with pytest.raises(UserError, match="among 3 other facts: needs 4 keys and as many values, found 3; ask for fewer"):
         needle(few, np.random.default_rng(5), 64, 0.5, some_documents([500]))
 
 

@@ -115,6 +115,16 @@ def test_every_committed_result_of_the_repository_is_shown() -> None:
     assert names and all(f"<b>{name}</b>" in body for name in names)
 
 
+def test_a_run_without_a_dense_control_points_to_a_committed_one_only_where_there_is_one(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in (False, True):
+        monkeypatch.setattr(controls, "is_committed", lambda name, known=known: known and name == "sparse_quality")
+        body = next(part.body for part in sections(read_run(made)) if part.id == "dense-or-sparse")
+        assert "<code>rorqual adapt</code> trains a control" in body
+        assert ("among the committed proofs below" in body) == known
+
+
 def test_the_model_card_states_the_run_and_its_limits(made: Path) -> None:
     text = card(read_run(made))
     assert text.startswith("---\nlicense: apache-2.0") and "2.04 million-parameter" in text
