@@ -1,12 +1,15 @@
 """Post-training pays, step by step, on held-out tasks: base, cold start, specialists, distilled generalist, after mixed RL.
 
 Claims: on at least three of maths, logic, general and search the specialist is at least 10 points above the cold start; the
-distilled generalist is within 3 points of the mean of the specialists, each on its own domain, over at least 2,000 held-out
-tasks. Differences are paired by task, with bootstrap intervals. The whole table, held or not, lies in RUN/proof/table.json.
+distilled generalist is within 3 points of the mean of the specialists, each on its own domain and every domain counting the same,
+over at least 2,000 held-out tasks. Differences are paired by task, with bootstrap intervals. Domains beyond these four that the
+recipe trains on stand in the table too, and no claim is made about them.
 
-    python -m benchmarks.prove_post_training RECIPE RUN [--tasks N]    train what is missing in RUN, evaluate, and print the table
+    python -m benchmarks.prove_post_training RECIPE RUN [--base MODEL] [--tasks N] [--jobs N] [--field=value ...]
 
-The quick form computes the table of evaluations whose truth is known.
+trains what is missing in RUN (with --base, post-training alone), plays what is missing, each checkpoint on each share of the
+tasks in a process of its own, writes RUN/proof/table.json and prints it. RUN may be a copy of another machine's: what stands in
+it is not made again. The quick form computes the table of evaluations whose truth is known.
 """
 
 from __future__ import annotations
@@ -14,29 +17,38 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.prove import jobs
+from rorqual.evals.evaluation import Evaluation, read_results
 from rorqual.evals.statistics import compare, wilson
-from rorqual.runlog import write_atomically
+from rorqual.parallel.world import start, stop
+from rorqual.runlog import RunLog, write_atomically
+from rorqual.stages import held_out, post_training
+from rorqual.stages import run as whole_run
 from rorqual.stages.recipe import Recipe, load_recipe
-from rorqual.stages.specialists import Specialist, read_specialists
+from rorqual.stages.specialists import read_specialists
 from rorqual.stages.synthesize import trained_on
-from rorqual.tasks import Store
+from rorqual.synthesis.primers import DOMAINS as PRIMERS
+from rorqual.synthesis.primers import PrimerConfig, primer
+from rorqual.tasks import Store, splits, task_record
+from rorqual.tasks.store import world_record
 
 SECONDS, QUICK_SECONDS = 5400, 12
 RECIPE, RUN = "tiny", Path("runs/post-training-proof")
 TASKS = 2000
 GAIN, WITHIN, DOMAINS = 0.10, 0.03, ("maths", "logic", "general", "search")
 BASE, COLD, DISTILLED, MIXED = "base", "cold start", "distilled", "mixed RL"
+MEAN = "mean of domains"
+DRAWS = 2000
 
 Scores = dict[str, float]
 """task -> mean score of its attempts."""
@@ -53,81 +65,138 @@ class Evaluated:
 def main(quick: bool) -> dict[str, Any]:
     if quick:
         return known_truth()
-    found = prove(RECIPE, RUN, TASKS)
+    found = prove(load_recipe(RECIPE), RUN, TASKS, jobs())
     assert_claims(found)
     return found
 
 
-def prove(recipe_name: str, run: Path, tasks: int) -> dict[str, Any]:
+def prove(recipe: Recipe, run: Path, tasks: int, side_by_side: int, base: Path | None = None) -> dict[str, Any]:
     """Train what is missing, evaluate what is missing, and write the table."""
-    recipe = load_recipe(recipe_name)
-    assert recipe.post_training is not None, f"{recipe_name}: has no table [post_training]"
-    subprocess.run([sys.executable, "-m", "rorqual", "run", recipe_name, "--out", str(run), "--quiet"], check=True)
-    stores = trained_on(recipe.post_training.synthesis, run / "tasks")
-    specialists = read_specialists(run / "specialists") if recipe.post_training.specialists else []
-    stages = {name: evaluated(name, path, stores, recipe, run, tasks) for name, path in checkpoints(recipe, run).items()}
-    own = {s.name: evaluated(s.name, s.model, stores, recipe, run, tasks, s) for s in specialists}
-    # Of a domain's specialists in two modes, the one in the chain's own mode is compared.
-    chosen = sorted(specialists, key=lambda s: s.thinking == _thinks(recipe))
-    found = table(stages, {s.domain: own[s.name] for s in chosen})
-    found["lineage"] = lineage(checkpoints(recipe, run))
+    assert recipe.post_training is not None, "the recipe has no table [post_training]"
+    train(recipe, run, base)
+    others = [store for store in trained_on(recipe.post_training.synthesis, run / "tasks") if store.name != "primer"]
+    stores = [held_out_primers(run / "proof" / "primers", tasks), *others]
+    rows = checkpoints(recipe, run, base)
+    plan = [each for row in rows for each in pieces(row, stores, recipe, run / "proof", side_by_side)]
+    held_out.measure(plan, side_by_side, RunLog(run / "proof"))
+    found = table(*gathered(rows, stores, recipe, run / "proof", side_by_side))
+    found["lineage"] = lineage({row.name: row.model for row in rows if not row.domain})
     write_atomically(run / "proof" / "table.json", json.dumps(found, indent=1))
     return found
 
 
-def checkpoints(recipe: Recipe, run: Path) -> dict[str, Path]:
-    """The chain, in order: where each stage that the recipe has leaves its model."""
+def train(recipe: Recipe, run: Path, base: Path | None) -> None:
+    """The whole recipe, or from a given base its post-training; without its own evaluation, since the table is a larger one."""
+    assert recipe.post_training is not None
+    config = replace(recipe.post_training, evaluation=None)
+    world = start(recipe.parallel, recipe.device)
+    try:
+        if base is None:
+            whole_run.main(replace(recipe, post_training=config), run, world, quiet=True)
+        else:
+            post_training.main(config, base, run, world, RunLog(run, quiet=True), quiet=True)
+    finally:
+        stop()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A checkpoint to measure; a specialist in its own domain alone."""
+
+    name: str
+    model: Path
+    thinking: bool
+    domain: str = ""
+
+
+def checkpoints(recipe: Recipe, run: Path, base: Path | None) -> list[Row]:
+    """The chain in order, then the specialists."""
     post = recipe.post_training
     assert post is not None
-    base = next(n for n in ("train-sparse", "warm-indexer", "extend", "pretrain") if getattr(recipe, n.replace("-", "_")))
-    places = {BASE: run / base / "model"}
+    thinking = _thinks(recipe)
+    if base is None:
+        last = next(n for n in ("train-sparse", "warm-indexer", "extend", "pretrain") if getattr(recipe, n.replace("-", "_")))
+        base = run / last / "model"
+    rows = [Row(BASE, base, thinking)]
     if post.cold_start:
-        places[COLD] = run / "cold-start" / "sft" / "model"
+        rows.append(Row(COLD, run / "cold-start" / "sft" / "model", thinking))
     if post.distill and post.specialists:
         below = "sft" if post.distill.method == "data" else "on-policy"
-        places[DISTILLED] = run / "distill" / below / "model"
+        rows.append(Row(DISTILLED, run / "distill" / below / "model", thinking))
     if post.mixed:
-        places[MIXED] = run / "mixed" / "model"
-    return places
+        rows.append(Row(MIXED, run / "mixed" / "model", thinking))
+    specialists = read_specialists(run / "specialists") if post.specialists else []
+    return rows + [Row(s.name, s.model, s.thinking, s.domain) for s in specialists]
 
 
-def evaluated(
-    name: str, model: Path, stores: Sequence[Path], recipe: Recipe, run: Path, tasks: int, own: Specialist | None = None
-) -> Evaluated:
-    """`rorqual evaluate` on every store's held-out split; what was played before is not played again."""
-    by_domain: dict[str, Scores] = {}
-    for store in stores:
-        families = {task.id: task.family for task in Store(store).tasks()}
-        out = run / "proof" / f"{name.replace(' ', '-')}-{store.name}"
-        if not (out / "results.json").exists():
-            evaluate(model, store, recipe, out, tasks, own)
-        for task, values in json.loads((out / "results.json").read_text())["by_task"].items():
-            scored = [value for value in values if value is not None]
-            if scored and (own is None or families[task] == own.domain):
-                by_domain.setdefault(families[task], {})[f"{store.name}/{task}"] = sum(scored) / len(scored)
-    return Evaluated(name, by_domain)
-
-
-def evaluate(model: Path, store: Path, recipe: Recipe, out: Path, tasks: int, own: Specialist | None) -> None:
-    """As the recipe's own evaluation is made, in the mode that was trained."""
+def pieces(row: Row, stores: Sequence[Path], recipe: Recipe, directory: Path, shares: int) -> list[Evaluation]:
+    """The row's evaluations, as the recipe's own are made: every store that has tasks for it, in shares."""
     post = recipe.post_training
     assert post is not None
-    from rorqual.stages.held_out import Config
+    config = replace(post.evaluation or held_out.Config(), tasks=None)
+    found = []
+    for store in stores:
+        count = len(held_out_tasks(store, row.domain))
+        for index in range(1, min(shares, count) + 1):
+            out = directory / f"{row.name.replace(' ', '-')}-{store.name}" / f"{index}-of-{min(shares, count)}"
+            families = (row.domain,) if row.domain else ()
+            share = (index, min(shares, count))
+            found.append(held_out.evaluation(config, row.model, store, out, "none", row.thinking, share, families))
+    return found
 
-    config = post.evaluation or Config()
-    thinking = own.thinking if own else _thinks(recipe)
-    options = {
-        "benchmark": "heldout", "policy": model, "data": store, "split": config.split, "limit": tasks, "n": config.attempts,
-        "temperature": config.temperature, "max-turn-tokens": config.max_turn_tokens, "max-turns": config.max_turns,
-        "window": config.window, "isolation": config.isolation, "seed": config.seed, "concurrency": config.concurrency,
-        "cache-tokens": config.cache_tokens, "thinking": "on" if thinking else "off", "out": out,
-    }  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run(
-        [sys.executable, "-m", "rorqual", "evaluate", "--quiet", "--json", *words],
-        check=True, stdout=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
+
+def held_out_tasks(store: Path, domain: str = "") -> list[str]:
+    found = Store(store)
+    tasks = {task.id: task for task in found.tasks()}
+    return [name for name in splits(tasks.values(), found.worlds()).get("test", ()) if domain in ("", tasks[name].family)]
+
+
+def gathered(
+    rows: Sequence[Row], stores: Sequence[Path], recipe: Recipe, directory: Path, shares: int
+) -> tuple[dict[str, Evaluated], dict[str, Evaluated]]:
+    """(the chain by name, the specialists by domain). Of a domain's two modes the chain's own is compared."""
+    families = {task.id: task.family for store in stores for task in Store(store).tasks()}
+    chain, specialists = dict[str, Evaluated](), dict[str, Evaluated]()
+    for row in sorted(rows, key=lambda row: row.thinking == _thinks(recipe)):
+        by_domain: dict[str, Scores] = {}
+        for piece in pieces(row, stores, recipe, directory, shares):
+            for task, values in read_results(piece.out)["by_task"].items():
+                if scored := [value for value in values if value is not None]:
+                    by_domain.setdefault(families[task], {})[task] = sum(scored) / len(scored)
+        (specialists if row.domain else chain)[row.domain or row.name] = Evaluated(row.name, by_domain)
+    return {row.name: chain[row.name] for row in rows if not row.domain}, specialists
+
+
+def held_out_primers(directory: Path, most: int) -> Path:
+    """A store of `most` primers at least, all of the held-out split: as many of each domain as there are, or an equal share."""
+    store = Store(directory)
+    if store.is_sealed:
+        return directory
+    wanted: dict[str, int] = {}
+    for domain in PRIMERS:  # the larger ones last: they fill what the small ones lack
+        rest = -(-(most - sum(wanted.values())) // (len(PRIMERS) - len(wanted)))
+        wanted[domain] = _append_primers(store, domain, rest)
+    store.seal({"held_out": wanted})
+    return directory
+
+
+def _append_primers(store: Store, domain: str, most: int) -> int:
+    """Held-out tasks of one domain, until there are enough or no new one is found in a long while; how many there are."""
+    config, order = PrimerConfig(seed=1, domains=domain), PRIMERS.index(domain)
+    seen, number, last = set[str](), 0, 0
+    while len(seen) < most and number - last < 5_000:
+        made = primer(config, number)
+        number += 1
+        if made.row is None or made.row.task.id in seen:
+            continue
+        task, worlds = made.row.task, {made.world.id: made.world} if made.world else {}
+        if splits([task], worlds).get("test"):
+            if made.world is not None:
+                store.append(world_record(made.world, (order, number)))
+            store.append(task_record(made.row, (order, number, 1)))
+            seen.add(task.id)
+            last = number
+    return len(seen)
 
 
 def _thinks(recipe: Recipe) -> bool:
@@ -153,7 +222,7 @@ def table(stages: Mapping[str, Evaluated], specialists: Mapping[str, Evaluated])
     if COLD in stages and specialists:
         claims["specialists"] = _gains(_differences(stages[COLD], joined))
     if DISTILLED in stages and specialists:
-        claims["generalist"] = _closeness(_differences(joined, stages[DISTILLED])["all"])
+        claims["generalist"] = _closeness(_differences(joined, stages[DISTILLED])[MEAN])
     return {"rates": rows, "steps": steps, "claims": claims}
 
 
@@ -169,7 +238,7 @@ def _rates(found: Evaluated) -> dict[str, Any]:
 
 
 def _differences(first: Evaluated, second: Evaluated) -> dict[str, Any]:
-    """Second less first, task by task, in each domain that both were measured in, and in all of them."""
+    """Second less first, task by task: in each domain that both were measured in, over all tasks, and as the mean of DOMAINS."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     for domain in sorted(first.by_domain.keys() & second.by_domain.keys()):
         one, other = first.by_domain[domain], second.by_domain[domain]
@@ -181,7 +250,20 @@ def _differences(first: Evaluated, second: Evaluated) -> dict[str, Any]:
             result = compare([a for a, _ in scores], [b for _, b in scores])
             d = result.difference
             found[domain] = {"value": d.value, "low": d.low, "high": d.high, "tasks": len(scores), "p_value": result.p_value}
-    return found
+    return found | _mean_of_domains({domain: pairs[domain] for domain in DOMAINS if pairs.get(domain)})
+
+
+def _mean_of_domains(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """The mean of the domains' differences; tasks are drawn anew within each domain."""
+    if not pairs:
+        return {}
+    generator, value, drawn = np.random.default_rng(0), 0.0, np.zeros(DRAWS)
+    for scores in pairs.values():
+        deltas = np.array([b - a for a, b in scores])
+        value += float(deltas.mean()) / len(pairs)
+        drawn += deltas[generator.integers(0, len(deltas), (DRAWS, len(deltas)))].mean(axis=1) / len(pairs)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {MEAN: {"value": value, "low": float(low), "high": float(high), "tasks": sum(map(len, pairs.values()))}}
 
 
 def _gains(differences: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +292,7 @@ def assert_claims(found: Mapping[str, Any]) -> None:
 
 def render(found: Mapping[str, Any]) -> str:
     """The table as text: a line for each checkpoint, then one for each step."""
-    domains = [*sorted({domain for row in found["rates"].values() for domain in row} - {"all"}), "all"]
+    domains = [*sorted({domain for row in found["rates"].values() for domain in row} - {"all"}), "all", MEAN]
     lines = [f"{'':<22}" + "".join(f"{domain:>22}" for domain in domains)]
     for kind in ("rates", "steps"):
         for name, row in found[kind].items():
@@ -240,10 +322,11 @@ def known_truth() -> dict[str, Any]:
     found = table(stages, specialists)
     assert found["claims"]["specialists"]["holds"] and found["claims"]["specialists"]["enough"] == ["general", "logic", "maths"]
     gap = found["claims"]["generalist"]["difference"]
+    four = [d for d in tasks if d in DOMAINS]
     truth = sum(
-        stages[DISTILLED].by_domain[d][t] - specialists[d].by_domain[d][t] for d in tasks for t in tasks[d]
-    ) / sum(map(len, tasks.values()))  # fmt: skip
-    assert abs(gap["value"] - truth) < 1e-12 and gap["low"] <= truth <= gap["high"] and gap["tasks"] == 2800
+        (stages[DISTILLED].by_domain[d][t] - specialists[d].by_domain[d][t]) / len(tasks[d]) for d in four for t in tasks[d]
+    ) / len(four)  # fmt: skip
+    assert abs(gap["value"] - truth) < 1e-12 and gap["low"] <= truth <= gap["high"] and gap["tasks"] == 2100
     worse = {**stages, DISTILLED: drawn(DISTILLED, 0.4, list(tasks))}
     assert not table(worse, specialists)["claims"]["generalist"]["holds"], "a generalist 20 points below is found out"
     lazy = {domain: drawn(domain, 0.35, [domain]) for domain in tasks}
@@ -258,6 +341,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("run", type=Path)
+    parser.add_argument("--base", type=Path)
     parser.add_argument("--tasks", type=int, default=TASKS)
-    asked = parser.parse_args()
-    print(render(prove(asked.recipe, asked.run, asked.tasks)))
+    parser.add_argument("--jobs", type=int, default=jobs())
+    asked, overrides = parser.parse_known_args()
+    print(render(prove(load_recipe(asked.recipe, overrides), asked.run, asked.tasks, asked.jobs, asked.base)))

@@ -34,7 +34,7 @@ from rorqual.rollout.agent import AgentConfig
 from rorqual.rollout.collect import GroupConfig
 from rorqual.rollout.speaker import ChatMode
 from rorqual.rollout.trajectory import Trajectory
-from rorqual.runlog import RunLog, read_metrics
+from rorqual.runlog import RunLog, read_metrics, write_atomically
 from rorqual.stages import grpo, sft, speciale
 from rorqual.stages.mismatch_lab import interval
 from rorqual.stages.sampling import AttemptConfig, attempts
@@ -214,12 +214,18 @@ class Found:
 
 
 def play(cell: Cell, base: Path, train: TaskSet, held_out: TaskSet, size: Size, root: Path) -> Found:
-    """Train and measure one cell, in a process of its own."""
+    """Train and measure one cell, in a process of its own; what was found is kept, and not looked for again."""
+    kept = root / "found" / f"{cell.name}.json"
+    if kept.exists():
+        return Found(**json.loads(kept.read_text()))
     torch.set_num_threads(1)
     config, place = recipe(size, cell.seed, cell.weight), root / cell.name
     model = trained(cell.arm, base, train, config, place)
     curve = next(found for path in (place, place / "reasoning") if (found := read_metrics(path, "rollout/sampled_tokens")))
-    return means(measured(model, held_out, config, root / f"measured-{cell.name}"), [value for _, value in curve])
+    found = means(measured(model, held_out, config, root / f"measured-{cell.name}"), [value for _, value in curve])
+    kept.parent.mkdir(exist_ok=True)
+    write_atomically(kept, json.dumps(asdict(found)))
+    return found
 
 
 def means(attempts: Sequence[tuple[float, float]], curve: Sequence[float] = ()) -> Found:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=int, default=4, help="N of parallel-fewest-step")
     add("--data", help="local file or directory of the benchmark (else the Hugging Face hub)")
     add("--split", default="test", help="of a store of tasks: test, test_combination, test_mechanism, train, all")
+    add("--families", nargs="+", default=[], metavar="NAME", help="of a store of tasks: only these; all by default")
     add("--user", default="", metavar="URL", help="the endpoint that plays the user, where a benchmark has one (tau2_retail)")
     add("--user-model", default="", help="the user's name at that endpoint")
     add("--limit", type=int, help="only the first so many tasks")
@@ -180,7 +181,7 @@ def _options(args: argparse.Namespace) -> Any:
     from rorqual.evals.benchmark import Options
 
     names = ("data", "limit", "seed", "count", "length", "isolation", "split", "user", "user_model", "rule", "submissions")
-    return Options(timeout_s=args.program_timeout, **{name: getattr(args, name) for name in names})
+    return Options(timeout_s=args.program_timeout, families=tuple(args.families), **{name: getattr(args, name) for name in names})
 
 
 def _compare(other: Path, results: dict[str, Any]) -> dict[str, Any]:

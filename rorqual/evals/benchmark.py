@@ -83,6 +83,8 @@ class Options:
     """How untrusted programs are confined: a back end of rorqual.sandbox."""
     split: str = "test"
     """Of a store of synthesised tasks."""
+    families: tuple[str, ...] = ()
+    """Of a store of synthesised tasks: only those; empty: all."""
     user: str = ""
     """Address of the endpoint that plays the user, where a benchmark has one."""
     user_model: str = ""

@@ -15,11 +15,12 @@ PIECE = 20_000
 
 
 def load(benchmark: Benchmark, options: Options) -> Suite:
-    """--data: the store; --split: test, test_combination, test_mechanism, train or all."""
+    """--data: the store; --split: test, test_combination, test_mechanism, train or all; --families: only those."""
     if options.data is None:
         raise UserError(f"{benchmark.name}: --data names a directory of tasks; rorqual synthesize --out DIR makes one")
     store = Store(options.data)
-    tasks, worlds = {task.id: task for task in store.tasks()}, store.worlds()
+    wanted = [task for task in store.tasks() if not options.families or task.family in options.families]
+    tasks, worlds = {task.id: task for task in wanted}, store.worlds()
     by_split = splits(tasks.values(), worlds) | {"all": list(tasks)}
     if not by_split.get(options.split):
         sizes = ", ".join(f"{name} {len(ids)}" for name, ids in sorted(by_split.items()))

@@ -80,13 +80,17 @@ def evaluation(
     strategy: Strategy = "none",
     thinking: bool | None = None,
     share: tuple[int, int] = (1, 1),
+    families: tuple[str, ...] = (),
 ) -> Evaluation:
-    """One checkpoint on one store, or on one share of its tasks (rorqual.evals.evaluation). thinking: None is the protocol's."""
+    """One checkpoint on one store, or on some families or one share of its tasks (rorqual.evals.evaluation).
+
+    thinking: None is the protocol's.
+    """
     how = runner.Config(
         strategy, samples=config.attempts, seed=config.seed, concurrency=config.concurrency, temperature=config.temperature,
         thinking=thinking, max_turn_tokens=config.max_turn_tokens, max_turns=config.max_turns, window=config.window,
     )  # fmt: skip
-    tasks = Options(str(store), config.tasks, seed=config.seed, isolation=config.isolation, split=config.split)
+    tasks = Options(str(store), config.tasks, seed=config.seed, isolation=config.isolation, split=config.split, families=families)
     player = PolicyOptions(cache_tokens=config.cache_tokens, concurrency=config.concurrency)
     return Evaluation("heldout", str(checkpoint), out, how, tasks, player, share=share)
 

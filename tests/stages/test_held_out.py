@@ -50,3 +50,8 @@ def test_every_checkpoint_is_measured_once_and_the_last_under_every_strategy(wor
         assert set(results) == {"first-tasks", "last-tasks", "last-tasks-discard-all"}
     assert json.loads(results["last-tasks-discard-all"].read_text())["context"] == "discard-all"
     assert len((results["first-tasks"].parent / "events.jsonl").read_text().split('"evaluated"')) == 2, "measured once"
+
+
+def test_one_family_alone(world, tmp_path):
+    asked = held_out.evaluation(CONFIG, world[0], world[1], tmp_path / "logic", thinking=False, families=("logic",))
+    assert set(evaluate(asked, quiet=True)["by_task"]) == {"logic-0", "logic-1", "logic-2"}
