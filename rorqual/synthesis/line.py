@@ -25,6 +25,8 @@ from rorqual.workers import Workers, open_pool
 CHUNK = 8
 """Candidates that a worker takes at a time."""
 MAX_TRIES_PER_TASK, MIN_TRIES = 40, 400
+MOST_UNWRITTEN_S = 1.0
+"""Candidates of a chunk are written together, as long as that delays none by more: a flush to the disk takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,12 @@ _written: set[tuple[str, str]] = set()
 def work(directory: str, make: str, config: Any, chunk: int) -> int:
     """Make and store the candidates of one chunk; those stored before a kill come out the same again. How many passed."""
     store, maker, count = Store(directory), function(make), 0
+    found, written = list[Record](), time.monotonic()
     for number in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         try:
             made = maker(config, number)
         except UserError:
+            store.append(*found)
             raise
         except Exception as error:  # one candidate must never take its siblings along
             made = refused("crash", f"{type(error).__name__}: {error}"[:300])
@@ -190,9 +194,12 @@ def work(directory: str, make: str, config: Any, chunk: int) -> int:
                 if (name := (directory, record.value["world"]["id"])) in _written:
                     continue  # a world is as large as a project; each process writes it once
                 _written.add(name)
-            store.append(record)
+            found.append(record)
             count += record.kind == "task"
-    store.append(Record("done", (chunk,), {"tasks": count}))
+        if time.monotonic() - written > MOST_UNWRITTEN_S:
+            store.append(*found)
+            found, written = [], time.monotonic()
+    store.append(*found, Record("done", (chunk,), {"tasks": count}))
     return count
 
 

@@ -6,7 +6,7 @@
     rejected.jsonl   sealed: candidates that a gate refused, with the gate's reason
     manifest.json    what was asked for, and the counts
 
-A line cut short by a crash is skipped by readers, so a kill loses at most the task in hand. Sealed files are written whole and
+A line cut short by a crash is skipped by readers, so a kill loses at most what was in hand. Sealed files are written whole and
 renamed; their bytes depend on the content alone, never on the order of arrival.
 """
 
@@ -47,15 +47,15 @@ class Store:
     def exists(self) -> bool:
         return any((self.directory / name).exists() for name in (LOG, KINDS["task"], MANIFEST))
 
-    def append(self, record: Record) -> None:
-        """Add one line, flushed to the disk, whole even where several processes write."""
+    def append(self, *records: Record) -> None:
+        """Add a line for each, flushed to the disk, whole even where several processes write."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        line = _line(record, kind=record.kind).encode()
+        lines = b"".join(_line(record, kind=record.kind).encode() for record in records)
         with open(self.directory / LOG, "ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if file.seek(0, os.SEEK_END) and not _ends_in_newline(file):
-                line = b"\n" + line
-            file.write(line)
+                lines = b"\n" + lines
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
 

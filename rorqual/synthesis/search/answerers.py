@@ -20,8 +20,7 @@ def _clauses(question: str) -> list[str]:
 
 
 def _urls(browser: Browser, query: str, topn: int) -> list[str]:
-    browser.observe("search", {"query": query, "topn": topn})
-    return [document.url for document in browser.pages[-1].links]
+    return [document.url for document in browser.links(query, topn)]
 
 
 def one_query(browser: Browser, question: str) -> str | None:

@@ -18,7 +18,7 @@ from rorqual.synthesis.search.wording import write
 from rorqual.tasks import GateResult, Provenance, Task, TaskError, TaskRow, World, digest
 from rorqual.tasks.answer import ANSWER_LINE, check_answer
 from rorqual.tasks.retrieval import CORPORA, Browser, library
-from rorqual.tasks.retrieval.library import documents, in_memory
+from rorqual.tasks.retrieval.library import documents, recalled
 from rorqual.tasks.search import SEARCH_TOOLS
 
 MAX_CALLS = 64
@@ -44,7 +44,7 @@ def make(config: SearchConfig, number: int) -> Made:
     rng = random.Random(f"{config.seed}/search/{number}")
     view, world = relations(config.corpus), world_of(config)
     entity = rng.choice(view.rare(config.max_links))
-    index = library(config.corpus, config.backend)
+    index = recalled(config.corpus, config.backend, world.payload["digest"])
     found = explore(Browser(index), view, entity, config, rng)
     name, language = name_of(view.documents[entity]), config.languages[number % len(config.languages)]
     chosen, question = _choose(config, found, world, name, language, rng)
@@ -106,7 +106,7 @@ def gates(task: Task, world: World | None, isolation: str, said: Mapping[str, st
     if task.payload["check"]["kind"] == "rubric":
         return helpful.gates(task)
     payload, corpus = task.payload, world.payload["corpus"]
-    index = library(corpus, world.payload["backend"], world.payload["digest"])
+    index = recalled(corpus, world.payload["backend"], world.payload["digest"])
     check, clauses, found = payload["check"], payload["clauses"], documents(corpus)
     name = check["value"]
     by_relations = {name_of(found[i]) for i in relations(corpus).answers(clauses)}
@@ -137,12 +137,10 @@ def clause_words(clauses: Sequence[Clause]) -> list[str]:
 def _single_query_gate(world: World, question: str, clauses: Sequence[Clause], name: str) -> GateResult:
     """No first hit of a single query is the answer: the question, the words of all clauses, all but one, one; by either index."""
     words, corpus, digest_ = clause_words(clauses), world.payload["corpus"], world.payload["digest"]
-    indices = {"fts5": in_memory(corpus, digest_)}
-    if world.payload["backend"] != "fts5":
-        indices = {world.payload["backend"]: library(corpus, world.payload["backend"], digest_), **indices}
     fewer = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-    for backend, index in indices.items():
-        for query in (question, " ".join(words), *words, *fewer):
+    for backend in dict.fromkeys(("fts5", world.payload["backend"])):
+        index = recalled(corpus, backend, digest_)
+        for query in (" ".join(words), *fewer, *words, question):
             if any(name_of(hit.document) == name for hit in index.search(query, 1)):
                 return GateResult("single_query_fails", False, f"{backend}: {query}"[:200])
     return GateResult("single_query_fails", True)
@@ -161,14 +159,11 @@ def _evidence_gate(browser: Browser, evidence: Sequence[Mapping[str, Any]]) -> G
 def _candidate_gate(index: Any, clauses: Sequence[Clause], said: Mapping[str, str], name: str, corpus: str) -> GateResult:
     """Second pass: each other candidate's page fails at least one clause, so that no wrong answer is right by another reading."""
     view = relations(corpus)
-    doubtful = []
-    for value in {v for v in said.values() if v and v != name}:
-        text = view.documents[view.number[value]].text
-        if all(_fulfils(text, clause, view) for clause in clauses):
-            doubtful.append(value)
+    others = {v: view.documents[view.number[v]].text for v in said.values() if v and v != name}
+    doubtful = [value for value, text in others.items() if all(_fulfils(text, clause, view) for clause in clauses)]
     return GateResult("wrong_candidates_refuted", not doubtful, ", ".join(doubtful), {"candidates": float(len(said))})
 
 
 def _fulfils(text: str, clause: Clause, view: Any) -> bool:
-    values = {name_of(view.documents[i]) for i in view.answers(clause["of"])} if "of" in clause else {clause["value"]}
+    values = {view.names[i] for i in view.answers(clause["of"])} if "of" in clause else {clause["value"]}
     return holds(text, clause["field"], values)

@@ -49,10 +49,8 @@ def _visit(
     depth: int,
 ) -> list[Fact]:  # fmt: skip
     document = relations.documents[number]
-    browser.observe("search", {"query": query})
-    links = browser.pages[-1].links
-    place = next((i for i, d in enumerate(links) if d.url == document.url), None)
-    shown = browser.observe("open", {"id": document.url if place is None else place, "view_source": True})
+    browser.links(query)
+    shown = browser.observe("open", {"id": document.url, "view_source": True})
     found.calls += 2
     facts = _read(shown, document.url)
     usable = [f for f in facts if _is_usable(f, name_of(document), relations, config)]
@@ -98,7 +96,8 @@ def choose(
     rng.shuffle(plain)
     chosen, left = [], None
     for clause in [*hops[:1], *plain, *hops[1:]]:
-        narrowed = relations.answers([c for c, _ in [*chosen, clause]])
+        holding = relations.holding(clause[0])
+        narrowed = holding if left is None else left & holding
         if left is None or len(narrowed) < len(left):
             chosen, left = [*chosen, clause], narrowed
         if len(chosen) > config.most_clauses:

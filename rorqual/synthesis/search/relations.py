@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,7 +17,8 @@ from rorqual.tasks.retrieval import Document
 from rorqual.tasks.retrieval.library import documents
 
 Clause = Mapping[str, Any]
-MOST_HOPS = 200
+MOST_HOPS, COMMON = 1000, 400
+"""Hops that are kept; and from how many documents on, that may state a clause, what reading it gives is kept."""
 LISTS, LINKS = {"Depends", "Tag", "Recommends", "Suggests"}, {"Depends"}
 _LINE = re.compile(r"^([A-Za-z][\w ()-]{1,24}): (\S.*)$")
 _WORDS, _BEFORE = re.compile(r"\w+"), re.compile(r"[\s(|:](?!:)(?<!::)")
@@ -84,11 +85,12 @@ class Relations:
         """All documents that fulfil every clause."""
         found: set[int] | None = None
         for clause in clauses:
-            holders = self._holders(clause)
+            holders = self.holding(clause)
             found = holders if found is None else found & holders
         return found or set()
 
-    def _holders(self, clause: Clause) -> set[int]:
+    def holding(self, clause: Clause) -> set[int]:
+        """The documents that fulfil a clause; not to be changed."""
         if "of" not in clause:
             return self.holders.get((clause["field"], clause["value"]), set())
         key = canonical(clause)
@@ -110,11 +112,14 @@ class Reader:
     """The exhaustive oracle: it reads texts, apart from the relational view.
 
     A document that states a value holds every word of the value; so the documents that hold its rarest word are all that need
-    reading. The index of words is made from the plain texts.
+    reading. The index of words is made from the plain texts. What reading a common clause gave is kept: many questions say it.
     """
 
     def __init__(self, found: Sequence[Document]):
         self.documents = found
+        self.names = [name_of(document) for document in found]
+        self._read: dict[tuple[str, str], frozenset[int]] = {}
+        self._said: dict[tuple[int, str], frozenset[str]] = {}
         self.postings: dict[str, list[int]] = {}
         for i, document in enumerate(found):
             for word in set(_WORDS.findall(document.text.lower())):
@@ -122,16 +127,32 @@ class Reader:
 
     def scan(self, clauses: Sequence[Clause]) -> set[int]:
         """The answers by reading."""
-        inner = [(c["field"], {name_of(self.documents[j]) for j in self.scan(c["of"])}) for c in clauses if "of" in c]
-        wanted = [(c["field"], {c["value"]}) for c in clauses if "of" not in c]
-        kept = self._to_read([value for _, values in wanted for value in values])
-        for field, values in [*wanted, *inner]:
-            kept = [i for i in kept if holds(self.documents[i].text, field, values)]
+        plain = [(c["field"], c["value"]) for c in clauses if "of" not in c]
+        by_length = sorted(plain, key=lambda clause: len(self._to_read(clause[1])))
+        kept: Iterable[int] = self._to_read(by_length[0][1]) if by_length else range(len(self.documents))
+        for field, value in by_length:
+            kept = self._fulfilling(field, value, kept)
+        for clause in (c for c in clauses if "of" in c):
+            names = {self.names[i] for i in self.scan(clause["of"])}
+            kept = [i for i in kept if not self._stated(i, clause["field"]).isdisjoint(names)]
         return set(kept)
 
-    def _to_read(self, values: Sequence[str]) -> Sequence[int]:
-        words = [word for value in values for word in _WORDS.findall(value.lower())]
-        known = [self.postings.get(word, []) for word in words]
+    def _fulfilling(self, field: str, value: str, among: Iterable[int]) -> Iterable[int]:
+        candidates = self._to_read(value)
+        if len(candidates) < COMMON:
+            return [i for i in among if value in self._stated(i, field)]
+        if (field, value) not in self._read:
+            self._read[field, value] = frozenset(i for i in candidates if value in self._stated(i, field))
+        return self._read[field, value].intersection(among)
+
+    def _stated(self, number: int, field: str) -> frozenset[str]:
+        key = (number, field)
+        if key not in self._said:
+            self._said[key] = stated(self.documents[number].text, field)
+        return self._said[key]
+
+    def _to_read(self, value: str) -> Sequence[int]:
+        known = [self.postings.get(word, []) for word in _WORDS.findall(value.lower())]
         return min(known, key=len) if known else range(len(self.documents))
 
 
@@ -145,15 +166,17 @@ def _stated(field: str) -> re.Pattern[str]:
     return re.compile(rf"^{re.escape('Description' if field == 'word' else field)}: (.*)$", re.MULTILINE)
 
 
-def holds(text: str, field: str, values: set[str]) -> bool:
+def stated(text: str, field: str) -> frozenset[str]:
+    """The values of a field that a text states."""
+    lines = _stated(field).findall(text)
+    if field == "word":
+        return frozenset(word for line in lines for word in re.findall(r"[a-z]{5,}", line.lower()))
+    if field in LISTS:
+        parts = [part.strip() for line in lines for part in line.split(",")]
+        return frozenset([*parts, *(_BEFORE.split(part)[0] for part in parts)])
+    return frozenset(line.split(" <")[0].strip() for line in lines)
+
+
+def holds(text: str, field: str, values: Set[str]) -> bool:
     """Whether a text states one of the values of a field."""
-    for line in _stated(field).findall(text):
-        if field == "word":
-            if values & set(re.findall(r"[a-z]{5,}", line.lower())):
-                return True
-        elif field in LISTS:
-            if any(_BEFORE.split(part.strip())[0] in values or part.strip() in values for part in line.split(",")):
-                return True
-        elif line.split(" <")[0].strip() in values:
-            return True
-    return False
+    return not stated(text, field).isdisjoint(values)

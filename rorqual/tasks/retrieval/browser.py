@@ -106,7 +106,7 @@ class Browser:
 
     def search(self, query: str, topn: int = 10, source: str = "web") -> str:
         """A page of hits. There is one collection: `source` is accepted and changes nothing."""
-        hits = self.retriever.search(query, max(1, min(topn, MAX_HITS)))
+        hits = self._hits(query, topn)
         lines = [f"URL: search://{source}?q={query}", "# Search Results", ""]
         for number, hit in enumerate(hits):
             lines += _wrapped(_hit_line(number, hit, query), "  ")
@@ -114,13 +114,20 @@ class Browser:
             lines.append("No results.")
         return self._show(Page(f"Search: {query}", f"search://{source}", ["", *lines], [hit.document for hit in hits]))
 
+    def _hits(self, query: str, topn: int) -> list[Hit]:
+        return self.retriever.search(query, max(1, min(topn, MAX_HITS)))
+
+    def links(self, query: str, topn: int = 10) -> list[Document]:
+        """The links of the page that `search` shows, for programs that read nothing else of it; the page is not kept."""
+        return [hit.document for hit in self._hits(query, topn)]
+
     def open(
         self, id: int | str = -1, cursor: int = -1, loc: int = -1, num_lines: int = -1, view_source: bool = False,
         source: str = "web",
     ) -> str:  # fmt: skip
         """A document's page, or another part of a page shown before."""
-        page = self._page(cursor) if id == -1 else self._document_page(self._linked(id, cursor))
-        if view_source:
+        page = self._page(cursor) if id == -1 else self._document_page(self._linked(id, cursor), view_source)
+        if view_source and id == -1:
             page = Page(page.title, page.url, (page.raw or "\n".join(page.lines)).split("\n"), page.links, page.raw)
         return self._show(page, max(loc, 0), num_lines if num_lines > 0 else SHOWN_LINES)
 
@@ -145,7 +152,9 @@ class Browser:
             raise BrowseError(f"the page has no link {id}; it has {len(links)}")
         return links[id]
 
-    def _document_page(self, document: Document) -> Page:
+    def _document_page(self, document: Document, view_source: bool) -> Page:
+        if view_source and document.text:
+            return Page(document.title, document.url, document.text.split("\n"), [], document.text)
         lines = ["", f"URL: {document.url}"]
         for line in document.text.split("\n"):
             lines += _wrapped(line)

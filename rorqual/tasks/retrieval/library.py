@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from rorqual.tasks.retrieval.corpora import read_corpus
 from rorqual.tasks.retrieval.document import Document, corpus_digest
-from rorqual.tasks.retrieval.retriever import Retriever, build_index, open_retriever
+from rorqual.tasks.retrieval.retriever import Hit, Retriever, build_index, open_retriever
 from rorqual.tasks.task import TaskError
+
+MOST_RECALLED = 300_000
+"""Queries whose hits are kept."""
 
 
 def cache_folder() -> Path:
@@ -49,3 +52,32 @@ def in_memory(corpus: str, digest: str = "") -> Retriever:
     library(corpus, "fts5", digest)  # builds it where it is not there yet
     folder = cache_folder() / f"{corpus_digest(documents(corpus))[:24]}-fts5"
     return MemoryRetriever(folder)
+
+
+class Recalled:
+    """An index of a corpus whose documents stand in memory; a query that was asked before is not asked again."""
+
+    def __init__(self, index: Retriever, found: tuple[Document, ...]):
+        self.digest, self._found = index.digest, found
+        self._place = {document.url: document for document in found}
+        self._rank = lru_cache(MOST_RECALLED)(lambda query, topn: tuple(index.rank(query, topn)))
+        self.close = index.close
+
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
+        return list(self._rank(query, topn))
+
+    def search(self, query: str, topn: int = 10) -> list[Hit]:
+        return [Hit(number, self._found[number - 1], score) for number, score in self._rank(query, topn)]
+
+    def get(self, url: str) -> Document | None:
+        return self._place.get(url)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+@cache
+def recalled(corpus: str, backend: str, digest: str = "") -> Recalled:
+    """The same answers as `library` gives, for makers of tasks: they ask thousands of queries, many of them again."""
+    index = in_memory(corpus, digest) if backend == "fts5" else library(corpus, backend, digest)
+    return Recalled(index, documents(corpus))

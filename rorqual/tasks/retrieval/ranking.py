@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from rorqual.tasks.retrieval.retriever import DOCUMENTS, FtsRetriever, Hit, query_words
+from rorqual.tasks.retrieval.retriever import DOCUMENTS, FtsRetriever, query_words
 
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
 WEIGHTS = {"title": 3.0, "text": 1.0}
 ARRAYS = "ranking.npz"
+DENSE = 8
+"""A term that one in so many documents holds is added as a whole array: the same sums."""
 
 
 class MemoryRetriever(FtsRetriever):
@@ -35,28 +37,32 @@ class MemoryRetriever(FtsRetriever):
             terms = arrays["terms"].tobytes().decode("utf-8").split("\n")
             starts, self._documents, self._impacts = arrays["starts"], arrays["documents"], arrays["impacts"]
         self._span = {term: (int(a), int(b)) for term, a, b in zip(terms, starts, starts[1:], strict=False)}
-        self._count = len(self)
+        self._count, self._dense = len(self), dict[str, np.ndarray]()
 
-    def search(self, query: str, topn: int = 10) -> list[Hit]:
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
         words = query_words(query)
         if not words or topn < 1:
             return []
         terms = [tokens(word) for word in words]
         if any(len(found) > 1 for found in terms):  # a phrase: its places are known to FTS5 alone
-            return super().search(query, topn)
-        best = self._best([found[0] for found in terms if found], topn)
-        return self._hits(best)
+            return super().rank(query, topn)
+        return self._best([found[0] for found in terms if found], topn)
 
-    def first(self, query: str) -> int | None:
-        """The number of the best document alone."""
-        found = self.search(query, 1)
-        return found[0].number if found else None
+    def _add(self, scores: np.ndarray, term: str) -> None:
+        """Add a term's impacts to the scores, [documents + 1]; a document stands once in a term's postings."""
+        start, end = self._span.get(term, (0, 0))
+        if DENSE * (end - start) < self._count:
+            scores[self._documents[start:end]] += self._impacts[start:end]
+            return
+        if term not in self._dense:
+            self._dense[term] = np.zeros(self._count + 1)
+            self._dense[term][self._documents[start:end]] = self._impacts[start:end]
+        scores += self._dense[term]
 
     def _best(self, terms: list[str], topn: int) -> list[tuple[int, float]]:
         scores = np.zeros(self._count + 1)
         for term in terms:
-            start, end = self._span.get(term, (0, 0))
-            scores[self._documents[start:end]] += self._impacts[start:end]  # a document stands once in a term's postings
+            self._add(scores, term)
         if topn == 1:
             top = int(scores.argmax())  # the first among equals
             return [(top, float(scores[top]))] if scores[top] > 0 else []

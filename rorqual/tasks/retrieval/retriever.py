@@ -13,6 +13,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from rorqual.tasks.task import TaskError
 
 DOCUMENTS, TANTIVY, VECTORS = "documents.sqlite", "tantivy", "vectors.f32"
 BACKENDS = ("fts5", "tantivy", "embedding")
-MAX_QUERY_WORDS = 32
+MAX_QUERY_WORDS, MOST_TERMS = 32, 200_000
 WORD = re.compile(r"\w+", re.UNICODE)
 STOP_WORDS_TEXT = """
 a an and are as at be by for from has have in into is it its not of on or that the this to was what which who whose with
@@ -47,6 +48,10 @@ class Retriever(Protocol):
 
     def search(self, query: str, topn: int = 10) -> list[Hit]:
         """The best documents first; ties go to the lower number. A query without any word finds nothing."""
+        ...
+
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
+        """Number and score of what `search` finds, in its order."""
         ...
 
     def get(self, url: str) -> Document | None: ...
@@ -134,18 +139,25 @@ class _Stored:
     def close(self) -> None:
         self._db.close()
 
-    def _hits(self, scored: Iterable[tuple[int, float]]) -> list[Hit]:
+    def search(self, query: str, topn: int = 10) -> list[Hit]:
         found = []
-        for number, score in sorted(scored, key=lambda pair: (-pair[1], pair[0])):
+        for number, score in self.rank(query, topn):
             row = self._db.execute("SELECT url, title, text FROM documents WHERE number=?", (number,)).fetchone()
             found.append(Hit(number, Document(*row), score))
         return found
+
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
+        raise NotImplementedError
+
+
+def _ordered(scored: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
 
 
 class FtsRetriever(_Stored):
     """SQLite FTS5: any of the words, ranked by BM25 with titles counted threefold."""
 
-    def search(self, query: str, topn: int = 10) -> list[Hit]:
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
         words = query_words(query)
         if not words or topn < 1:
             return []
@@ -154,7 +166,7 @@ class FtsRetriever(_Stored):
             "SELECT rowid, -bm25(words, 3.0, 1.0) AS score FROM words WHERE words MATCH ? ORDER BY score DESC, rowid LIMIT ?",
             (match, topn),
         )
-        return self._hits(rows.fetchall())
+        return _ordered(rows.fetchall())
 
 
 def _write_tantivy(documents: Sequence[Document], path: Path) -> None:
@@ -191,15 +203,49 @@ class TantivyRetriever(_Stored):
         super().__init__(directory)
         self._tantivy = _tantivy()
         self._index = self._tantivy.Index.open(str(directory / TANTIVY))
-        self._searcher = self._index.searcher()
+        self._searcher, self._numbers = self._index.searcher(), dict[tuple[int, int], int]()
+        self._terms = dict[str, list[Any]]()
 
-    def search(self, query: str, topn: int = 10) -> list[Hit]:
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
         words = query_words(query)
         if not words or topn < 1:
             return []
-        parsed, _ = self._index.parse_query_lenient(" ".join(words), ["title", "text"], field_boosts={"title": 3.0})
-        found = self._searcher.search(parsed, topn).hits
-        return self._hits((self._searcher.doc(address)["number"][0], float(score)) for score, address in found)
+        terms = [self._terms_of(word) for word in words]
+        if any(len(found) != 1 for found in terms):  # a phrase, or nothing that is indexed: the parser knows what to do
+            asked, _ = self._index.parse_query_lenient(" ".join(words), ["title", "text"], field_boosts={"title": 3.0})
+        else:  # the same query without levels: only such a union leaves out documents that can't come among the best
+            asked = self._tantivy.Query.boolean_query([leaf for found in terms for leaf in found[0]])
+        found = self._searcher.search(asked, topn, count=False).hits
+        return _ordered((self._number(address), float(score)) for score, address in found)
+
+    def _terms_of(self, word: str) -> list[Any]:
+        """For each of the terms that the index makes of a word: its two clauses."""
+        if word not in self._terms:
+            if len(self._terms) >= MOST_TERMS:
+                self._terms.clear()
+            query, occur = self._tantivy.Query, self._tantivy.Occur.Should
+            schema, terms = self._index.schema, _analyzer(self._tantivy).analyze(word)
+            self._terms[word] = [
+                [
+                    (occur, query.boost_query(query.term_query(schema, "title", term), 3.0)),
+                    (occur, query.term_query(schema, "text", term)),
+                ]
+                for term in terms
+            ]
+        return self._terms[word]
+
+    def _number(self, address: Any) -> int:
+        place = (address.segment_ord, address.doc)
+        if place not in self._numbers:
+            self._numbers[place] = self._searcher.doc(address)["number"][0]
+        return self._numbers[place]
+
+
+@cache
+def _analyzer(tantivy: Any) -> Any:
+    """What the index makes of texts under the name en_stem."""
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(tantivy.Filter.remove_long(40))
+    return builder.filter(tantivy.Filter.lowercase()).filter(tantivy.Filter.stemmer("english")).build()
 
 
 def _write_vectors(documents: Sequence[Document], path: Path, url: str, model: str = "", batch: int = 64) -> None:
@@ -244,11 +290,11 @@ class EmbeddingRetriever(_Stored):
         self._url, self._model = url, model
         self._vectors = np.fromfile(directory / VECTORS, dtype=np.float32).reshape(len(self), -1)  # [documents, E]
 
-    def search(self, query: str, topn: int = 10) -> list[Hit]:
+    def rank(self, query: str, topn: int = 10) -> list[tuple[int, float]]:
         import numpy as np
 
         if not query_words(query) or topn < 1:
             return []
         scores = self._vectors @ np.asarray(embed([query], self._url, self._model)[0], dtype=np.float32)
         best = np.argsort(-scores, kind="stable")[:topn]
-        return self._hits((int(i) + 1, float(scores[i])) for i in best)
+        return _ordered((int(i) + 1, float(scores[i])) for i in best)
