@@ -1,7 +1,10 @@
-"""Primers: the smallest tasks of three families, for models of a few million parameters.
+"""Primers: the smallest tasks of some families, for models of a few million parameters.
 
-    maths     sums of three digits                    logic    truth values combined from the left
+    maths     sums of three digits                    logic         truth values combined from the left
     general   a table behind two tools: look a value up, or change it
+    search    one number of a made-up collection      programming   a function of a few steps, called to judge it
+
+The first three are the default; the sandbox in which programs are judged makes the last one slow.
 
 Prompts are a line, tool surfaces under 300 tokens, and words come from one list, so that a tokenizer of two thousand pieces
 has each as one. They are tasks like any other: the same store, gates, splits, episodes and verifiers. Worlds are held out by
@@ -15,6 +18,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rorqual.chat import with_tools
@@ -24,21 +28,15 @@ from rorqual.synthesis import Maker, Request
 from rorqual.synthesis.line import Line, Made, run
 from rorqual.tasks import GateResult, Task, TaskRow, World, digest, open_episode, validate
 from rorqual.tasks.plans import gold_plan
+from rorqual.tasks.retrieval import BROWSER_TOOLS, facts, read_corpus
+from rorqual.tasks.retrieval.document import corpus_digest
+from rorqual.tasks.retrieval.facts import NAMES, NOUNS
 from rorqual.tasks.session import WorldSession
 
 DOMAINS = ("maths", "logic", "general")
-NOUNS = ("lamp", "boat", "tree", "shop", "book", "cup", "horse", "door", "train", "clock", "stone", "field")
+MORE = ("search", "programming")
+STEPS = {"plus": "+", "minus": "-", "times": "*"}
 FIELDS = ("size", "price", "age", "weight", "owner", "place", "color", "shape")
-NAMES = (
-    "amber", "apple", "arrow", "birch", "bridge", "cabin", "canyon", "castle", "cedar", "cherry", "comet", "copper", "coral",
-    "cotton", "crystal", "delta", "desert", "diamond", "eagle", "ember", "falcon", "feather", "flint", "forest", "galaxy",
-    "garden", "ginger", "granite", "hammer", "harbor", "hazel", "honey", "iris", "island", "ivory", "jade", "jungle",
-    "kettle", "lantern", "lemon", "lilac", "lion", "lotus", "mango", "maple", "marble", "meadow", "melon", "mirror", "moss",
-    "mountain", "needle", "oak", "oasis", "ocean", "olive", "onyx", "opal", "orange", "orchid", "panther", "pearl", "pepper",
-    "pine", "planet", "plum", "prairie", "quartz", "rabbit", "raven", "reef", "ribbon", "river", "robin", "rocket", "rose",
-    "ruby", "sage", "salmon", "shadow", "shell", "silk", "silver", "spark", "spruce", "star", "storm", "sugar", "summit",
-    "temple", "thunder", "tiger", "tower", "tulip", "turtle", "velvet", "walnut", "willow", "winter", "wolf", "zebra",
-)  # fmt: skip
 ROWS = 6
 
 
@@ -50,7 +48,13 @@ class PrimerConfig:
 
     def __post_init__(self) -> None:
         chosen = set(self.domains.split(","))
-        require(self, domains=(bool(chosen) and chosen <= set(DOMAINS), f"some of {', '.join(DOMAINS)}, with commas between"))
+        require(
+            self,
+            domains=(
+                bool(chosen) and chosen <= {*DOMAINS, *MORE},
+                f"some of {', '.join((*DOMAINS, *MORE))}, with commas between",
+            ),
+        )
 
 
 def primer(config: PrimerConfig, number: int) -> Made:
@@ -184,7 +188,46 @@ def set_{field}({parameters}) -> str:
 '''
 
 
-_MAKERS = {"maths": _maths, "logic": _logic, "general": _general}
+def _search(rng: random.Random) -> Made:
+    """A number that only the collection tells: one search finds it, and its page is one line."""
+    fact = facts.fact(rng.choice(NAMES), rng.choice(NOUNS), rng.choice(facts.FIELDS))
+    world = _facts_world()
+    payload = {
+        "check": {"kind": "number", "value": fact.text},
+        "moves": [["search", {"query": fact.title, "topn": 1}]],
+        "evidence": [{"url": fact.url, "line": 0, "text": fact.text}],
+        "clauses": [{"value": fact.title}],
+    }
+    name, tags = f"primer-search-{digest(fact.title, 10)}", {"source": "primer", "language": "en"}
+    ask = ({"role": "user", "content": f"{fact.title}?"},)
+    task = Task(name, "search", ask, BROWSER_TOOLS[:1], world.id, payload, max_calls=2, tags=tags)
+    return Made(TaskRow(task, tuple(gates(task, world, "inline"))), world)
+
+
+@cache
+def _facts_world() -> World:
+    payload = {"corpus": facts.NAME, "backend": "fts5", "digest": corpus_digest(read_corpus(facts.NAME))}
+    return World(f"primer-{digest(payload, 12)}", "search", payload, digest(payload), ("primer",))
+
+
+def _programming(rng: random.Random) -> Made:
+    steps = [(rng.choice(tuple(STEPS)), rng.randrange(2, 10)) for _ in range(3)]
+    text = "x"
+    for step, number in steps:
+        text = f"({text} {STEPS[step]} {number})"
+    tests = [[[x], eval(text, {"x": x})] for x in rng.sample(range(-20, 20), 3)]
+    told = ", ".join(f"{step} {number}" for step, number in steps)
+    payload = {
+        "check": {"kind": "calls", "entry": "f", "tests": tests},
+        "gold": f"```python\ndef f(x):\n    return {text}\n```",
+        "work": f"{text}.",
+    }
+    name, tags = f"primer-programming-{digest(told, 10)}", {"source": "primer", "language": "en"}
+    task = Task(name, "programming", ({"role": "user", "content": f"f(x): x {told}"},), payload=payload, max_calls=0, tags=tags)
+    return Made(TaskRow(task, tuple(gates(task, None, "inline"))))
+
+
+_MAKERS = {"maths": _maths, "logic": _logic, "general": _general, "search": _search, "programming": _programming}
 
 
 def gates(task: Task, world: World | None, isolation: str) -> list[GateResult]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from rorqual.chat import encode, with_tools
@@ -82,7 +84,38 @@ def test_gold_conversations_end_with_the_right_answer():
             assert [m["role"] for m in messages[-3:]] == ["assistant", "tool", "assistant"]
 
 
+def test_a_search_finds_the_number_that_its_page_alone_tells():
+    for number in range(60):
+        made = primer(PrimerConfig(seed=3, domains="search"), number)
+        assert made.row is not None and made.row.is_accepted, made.row
+        task, asked = made.row.task, made.row.task.prompt.rstrip("?")
+        value = task.payload["check"]["value"]
+        assert [tool["function"]["name"] for tool in task.tools] == ["search"] and value not in str([task.messages, task.tools])
+        with contextlib.closing(open_episode(task, made.world, "inline")) as episode:
+            episode.reset()
+            page = episode.call("search", {"query": asked, "topn": 1})
+            assert f"†{asked}; " in page and page.rpartition("】")[2].strip() == value, page
+            assert episode.finish(f"Answer: {value}").passed and not episode.finish(f"Answer: {int(value) % 90 + 10}").passed
+    assert len({primer(PrimerConfig(seed=3, domains="search"), n).world.id for n in range(3)}) == 1
+
+
+def test_a_program_is_judged_by_what_it_gives():
+    made = primer(PrimerConfig(seed=3, domains="programming"), 0)
+    assert made.row is not None and made.row.is_accepted, made.row
+    task = made.row.task
+    value = 5
+    for step in task.prompt.removeprefix("f(x): x ").split(", "):
+        verb, number = step.split()
+        value = {"plus": value + int(number), "minus": value - int(number), "times": value * int(number)}[verb]
+    found: dict = {}
+    exec(task.payload["gold"].removeprefix("```python\n").removesuffix("```"), found)
+    assert found["f"](5) == value
+    with contextlib.closing(open_episode(task, None, "inline")) as episode:
+        assert episode.finish(task.payload["gold"]).passed
+        assert not episode.finish(task.payload["gold"].replace("return", "return 1 +")).passed
+
+
 def test_an_unknown_domain_is_named():
     assert {made.row.task.family for made in MADE} == set(DOMAINS)
-    with pytest.raises(FieldErrors, match="maths, logic, general"):
+    with pytest.raises(FieldErrors, match="maths, logic, general, search, programming"):
         PrimerConfig(domains="maths,poetry")

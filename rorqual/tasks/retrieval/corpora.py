@@ -1,5 +1,6 @@
 """Where documents come from: this machine, and files. A corpus is named `debian`, `manual`, `iso`, `python`, `wordnet`,
-or by the path of a .jsonl, .jsonl.gz or .parquet file with fields url, title, text (others become lines `name: value`).
+`facts` (made up, the same everywhere), or by the path of a .jsonl, .jsonl.gz or .parquet file with fields url, title, text
+(others become lines `name: value`).
 
 Corpora are read where they are and never stored with tasks; each reader states the licence of what it reads.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rorqual.tasks.retrieval import facts
 from rorqual.tasks.retrieval.document import Document
 from rorqual.tasks.task import TaskError
 
@@ -238,4 +240,5 @@ CORPORA: dict[str, Corpus] = {
     "iso": Corpus(_iso, "LGPL-2.1-or-later", str(ISO_FOLDER)),
     "python": Corpus(_python, "PSF-2.0", "docstrings of the standard library"),
     "wordnet": Corpus(_wordnet, "WordNet 3.0 licence", str(WORDNET_FOLDER)),
+    facts.NAME: Corpus(facts.pages, "CC0-1.0", "made up"),
 }
