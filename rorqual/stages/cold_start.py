@@ -57,8 +57,8 @@ class Config:
     kept_per_task: int = 1
     """Accepted attempts at one task that are kept, of each kind: the best by score, then the shortest."""
     surfaces: int | None = None
-    """So many conversations with tools show them; the others are trained on as if no tools had been listed. The format's own
-    words about tools are hundreds of tokens that a small model need not read every time. None: all show them."""
+    """So many conversations with tools show them, evenly spread over all; the others are trained on as if no tools had been
+    listed. The format's own words about tools are hundreds of tokens that a small model need not read every time. None: all."""
     keep_prompts: bool = False
     """Leave the system prompts in the training data. Without them the model learns to do unasked what it was asked to."""
     detail: Detail = "brief"
@@ -102,9 +102,11 @@ def conversations(config: Config, init: Path, tasks: TaskSet, site: Site) -> Pat
 
 
 def with_surfaces(rows: Sequence[Accepted], most: int | None) -> list[Accepted]:
-    """The first `most` conversations with tools keep their list of tools; None: all do."""
+    """`most` of the conversations with tools, evenly spread, keep their list of tools; None: all do."""
     with_tools = [n for n, row in enumerate(rows) if row.tools]
-    bare = set(with_tools[most:]) if most is not None else set()
+    if most is None or most >= len(with_tools):
+        return list(rows)
+    bare = set(with_tools) - {with_tools[n * len(with_tools) // most] for n in range(most)}
     return [replace(row, tools=()) if n in bare else row for n, row in enumerate(rows)]
 
 

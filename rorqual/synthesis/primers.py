@@ -28,13 +28,26 @@ from rorqual.synthesis import Maker, Request
 from rorqual.synthesis.line import Line, Made, run
 from rorqual.tasks import GateResult, Task, TaskRow, World, digest, open_episode, validate
 from rorqual.tasks.plans import gold_plan
-from rorqual.tasks.retrieval import BROWSER_TOOLS, facts, read_corpus
+from rorqual.tasks.retrieval import facts, read_corpus
 from rorqual.tasks.retrieval.document import corpus_digest
 from rorqual.tasks.retrieval.facts import NAMES, NOUNS
 from rorqual.tasks.session import WorldSession
 
 DOMAINS = ("maths", "logic", "general")
 MORE = ("search", "programming")
+SEARCH_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search the collection.",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string"}, "topn": {"type": "integer"}},
+            "required": ["query"],
+        },
+    },
+}
+"""The browser's, in fewer words."""
 STEPS = {"plus": "+", "minus": "-", "times": "*"}
 FIELDS = ("size", "price", "age", "weight", "owner", "place", "color", "shape")
 ROWS = 6
@@ -200,7 +213,7 @@ def _search(rng: random.Random) -> Made:
     }
     name, tags = f"primer-search-{digest(fact.title, 10)}", {"source": "primer", "language": "en"}
     ask = ({"role": "user", "content": f"{fact.title}?"},)
-    task = Task(name, "search", ask, BROWSER_TOOLS[:1], world.id, payload, max_calls=2, tags=tags)
+    task = Task(name, "search", ask, (SEARCH_TOOL,), world.id, payload, max_calls=2, tags=tags)
     return Made(TaskRow(task, tuple(gates(task, world, "inline"))), world)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rorqual.data.accepted import Accepted
 from rorqual.data.conversations import read_conversations
 from rorqual.engine import EngineConfig
 from rorqual.errors import UserError
@@ -140,6 +141,14 @@ def test_tools_come_with_and_without_thoughts_and_what_the_verifier_refuses_is_l
     found = read_conversations(data / sft.CONVERSATIONS, TOKENIZER, 100_000, 0.0)
     text = TOKENIZER.decode(found.train[1].tokens[found.train[1].trained].tolist())
     assert "slot S-3, from list_slots." in text and "capacity" not in text, "loss on the agent's words, not on observations"
+
+
+def test_surfaces_stay_on_so_many_conversations_evenly_spread():
+    rows = [Accepted((), ({"n": n},) if n % 3 else (), True, "gold") for n in range(30)]
+    kept = [n for n, row in enumerate(cold_start.with_surfaces(rows, 4)) if row.tools]
+    assert kept == [1, 8, 16, 23] and len(cold_start.with_surfaces(rows, 4)) == 30
+    assert cold_start.with_surfaces(rows, None) == cold_start.with_surfaces(rows, 20) == rows
+    assert not any(row.tools for row in cold_start.with_surfaces(rows, 0))
 
 
 def test_data_and_model_know_where_they_come_from(taught, stores):
