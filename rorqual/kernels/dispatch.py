@@ -21,3 +21,9 @@ def triton_form(op: str, *tensors: torch.Tensor, file: str | None = None) -> Cal
     """The function `op` of rorqual/kernels/FILE_triton.py (by default OP_triton.py) where all tensors lie on a CUDA device and
     Triton is there, else None."""
     return _triton_form(op, file or op) if all(tensor.is_cuda for tensor in tensors) else None
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA device: (9, 0) is Hopper."""
+    return torch.cuda.get_device_capability(device)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.kernels.dispatch import triton_form
+
 BLOCK = 128
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -31,6 +33,10 @@ def round_up_to_power_of_two(scale: Tensor) -> Tensor:
 
 def quantize_activation(x: Tensor, power_of_two: bool = True, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Per row and block of 128 along the last dim: x [..., K] -> float8_e4m3fn [..., K], scale float32 [..., ceil(K / 128)]."""
+    return (triton_form("quantize_activation", x, file="fp8") or quantize_activation_plain)(x, power_of_two, block)
+
+
+def quantize_activation_plain(x: Tensor, power_of_two: bool = True, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     K = x.shape[-1]
     blocks = F.pad(x.float(), (0, -K % block)).unflatten(-1, (-1, block))
     scale = block_scale(blocks.abs().amax(-1), power_of_two)
@@ -48,6 +54,10 @@ def quantize_weight(weight: Tensor, power_of_two: bool = True, block: int = BLOC
 
     Edge blocks are those of the zero-padded weight, so their scales count up (ceil).
     """
+    return (triton_form("quantize_weight", weight, file="fp8") or quantize_weight_plain)(weight, power_of_two, block)
+
+
+def quantize_weight_plain(weight: Tensor, power_of_two: bool = True, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     M, K = weight.shape[-2:]
     padded = F.pad(weight.float(), (0, -K % block, 0, -M % block))
     blocks = padded.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))  # [..., M/128, 128, K/128, 128]
@@ -72,6 +82,10 @@ def fp8_matmul(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: to
     Each 128-wide block of K is multiplied in float32 and added, times a_scale[n, block] b_scale[m / 128, block], into a second
     float32 accumulator, in the order of the blocks.
     """
+    return (triton_form("fp8_matmul", a, a_scale, b, b_scale, file="fp8") or fp8_matmul_plain)(a, a_scale, b, b_scale, dtype)
+
+
+def fp8_matmul_plain(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     N, K = a.shape
     by_row = b_scale.repeat_interleave(BLOCK, 0)[: len(b)]  # [M, K/128]
     out = torch.zeros(N, len(b), dtype=torch.float32, device=a.device)

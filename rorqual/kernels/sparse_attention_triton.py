@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rorqual.kernels.dispatch import capability
 from rorqual.kernels.fp8_triton import from_e4m3
 from rorqual.kernels.sparse_attention import sparse_attention_plain
 
@@ -102,12 +103,7 @@ def share_count(programs: int, blocks: int, processors: int) -> int:
 def runs_on_hopper(q: Tensor, value_dim: int) -> bool:
     """Whether the Gluon forms take this: a Hopper GPU, latent 512 and rope 64, heads in groups of 64, a 16-bit dtype."""
     released = value_dim == 512 and q.shape[-1] == 576 and q.shape[1] % HEAD_GROUP == 0
-    return q.is_cuda and released and q.dtype.itemsize == 2 and _capability(q.device) == (9, 0)
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return q.is_cuda and released and q.dtype.itemsize == 2 and capability(q.device) == (9, 0)
 
 
 @functools.cache
@@ -169,10 +165,11 @@ def _attend_portable(
 ) -> None:
     shares, T, H, L = out.shape
     grid = (triton.cdiv(H, heads), T, shares)
-    block, warps = heads, 8 if heads == 64 else 4
+    packed = kv.dtype == torch.uint8  # what is widened in registers cannot be pipelined through shared memory
+    block, warps = min(heads, 32) if packed else heads, 8 if heads == 64 else 4
     attend_kernel[grid](
         q, kv, indices, out, lse, scale * LOG2E, indices.shape[1], per_share * 128,
-        BH=heads, BN=block, PACKED=kv.dtype == torch.uint8, **_dims(q, L), num_warps=warps, num_stages=2,
+        BH=heads, BN=block, PACKED=packed, **_dims(q, L), num_warps=warps, num_stages=1 if packed else 2,
     )  # fmt: skip
 
 
