@@ -28,8 +28,8 @@ Strategy = Literal["none", "summary", "discard-75", "discard-all", "parallel-few
 
 @dataclass(frozen=True)
 class Config:
-    tasks: int = 200
-    """At most so many held-out tasks."""
+    tasks: int | None = 200
+    """At most so many held-out tasks of a store; None: all."""
     attempts: int = 1
     split: Literal["test", "test_combination", "test_mechanism", "all"] = "test"
     temperature: float = 1.0
@@ -48,9 +48,10 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("tasks", "attempts", "max_turn_tokens", "max_turns", "window", "concurrency", "side_by_side")
+        counts = ("attempts", "max_turn_tokens", "max_turns", "window", "concurrency", "side_by_side")
         require(
             self,
+            tasks=(self.tasks is None or self.tasks >= 1, "at least 1, or none"),
             strategies=(bool(self.strategies), "at least one"),
             **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
         )
