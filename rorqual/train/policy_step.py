@@ -62,6 +62,9 @@ class PolicyConfig:
     attention: AttentionMode = field(default_factory=AttentionMode)
     """How the trainer attends. The default computes as the engine does; expanded is faster for short sequences, and equal up
     to rounding."""
+    share_prompts: bool = True
+    """Compute the prompt that attempts have in common once, where the selection is replayed. Log-probs are the same bits; the
+    indexers' loss then counts a row of such a prompt once, not once for each attempt."""
     limits: BatchLimits = field(default_factory=BatchLimits)
 
     def __post_init__(self) -> None:
@@ -109,8 +112,8 @@ class Prepared:
 def prepare(items: Sequence[Item], config: PolicyConfig, reference: Transformer | None, world: World) -> list[Prepared]:
     """The micro-batches of a mini-batch on this rank."""
     prepared = []
-    for part in micro_batches(items, config.limits):
-        batch = sample_batch(part, world.device, config.replay)
+    for part in micro_batches(items, config.limits, config.share_prompts):
+        batch = sample_batch(part, world.device, config.replay, config.share_prompts)
         logprobs = None
         if reference is not None:
             with torch.no_grad():
@@ -178,7 +181,7 @@ def _counts(parts: Sequence[Prepared], world: World) -> dict[str, Tensor]:
         "tokens": sum(part.batch.num_tokens for part in parts),
         "mtp_targets": sum(part.batch.num_mtp_targets for part in parts),
         "places": sum(part.batch.mask.numel() for part in parts),
-        "rows": sum(int((part.batch.documents >= 0).sum()) for part in parts),
+        "rows": sum(part.batch.num_rows for part in parts),
     }
     whole = world.sum(torch.tensor([float(v) for v in own.values()], device=world.device)).clamp(min=1)
     return dict(zip(own, whole.unbind(), strict=True))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.errors import require
-from rorqual.kernels.logprobs import token_logprobs
+from rorqual.kernels.logprobs import kept_rows, token_logprobs
 from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
 from rorqual.model.replay import Replay
@@ -25,6 +25,7 @@ from rorqual.model.transformer import States, Transformer
 from rorqual.parallel.apply import Opaque
 from rorqual.policy import KeptTokens
 from rorqual.rollout.trajectory import Sample
+from rorqual.train.shared_prompts import ID_BYTES, SharedRows, prompt_of, shared_rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class SampleBatch:
     kept: tuple[Tensor, Tensor]  # ids and offsets over the flat [N * (T - 1)] predictions
     replay: Replay
     domains: tuple[str, ...]
+    shared: SharedRows | None = None
+    """The same samples with the prompts that they share once, where they are to be computed so and share any."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a forward over the batch."""
+        return len(self.shared.rows.tokens) if self.shared else int((self.documents >= 0).sum())
 
     @property
     def num_tokens(self) -> int:
@@ -88,30 +96,48 @@ class SampleBatch:
 @dataclass(frozen=True)
 class BatchLimits:
     max_tokens: int = 16384
-    """Padded tokens of one micro-batch; a longer sample is a micro-batch of its own."""
+    """Padded tokens of one micro-batch, or rows where prompts are shared; a longer sample is a micro-batch of its own."""
 
     def __post_init__(self) -> None:
         require(self, max_tokens=(self.max_tokens >= 1, "at least 1"))
 
 
-def micro_batches(items: Sequence[Item], limits: BatchLimits) -> list[list[Item]]:
-    """Items by length into micro-batches whose padded size stays within the limit. Samples of one trajectory stay together:
-    their 1 / length and the masking's mean run over all of them."""
+def micro_batches(items: Sequence[Item], limits: BatchLimits, share_prompts: bool = False) -> list[list[Item]]:
+    """Items by length into micro-batches whose size stays within the limit. Samples of one trajectory stay together: their
+    1 / length and the masking's mean run over all of them. share_prompts: so do those of one prompt, as far as they fit."""
     chains: dict[int, list[Item]] = {}
     for item in items:
         chains.setdefault(item.trajectory, []).append(item)
-    ordered = sorted(chains.values(), key=lambda chain: (-max(len(i.sample) for i in chain), chain[0].trajectory))
+    prompts = {number: prompt_of(chain[0].sample) if share_prompts else b"" for number, chain in chains.items()}
+    longest: dict[bytes, int] = {}
+    for number, chain in chains.items():
+        longest[prompts[number]] = max(longest.get(prompts[number], 0), _longest(chain))
+    order = sorted(chains, key=lambda number: (-longest[prompts[number]], prompts[number], -_longest(chains[number]), number))
     batches: list[list[Item]] = []
-    for chain in ordered:
-        widest = max(len(i.sample) for i in [*(batches[-1] if batches else ()), *chain])
-        if batches and widest * (len(batches[-1]) + len(chain)) <= limits.max_tokens:
+    rows, seen = 0, b""
+    for number in order:
+        chain, prompt = chains[number], prompts[number]
+        own = sum(len(item.sample) for item in chain)
+        if share_prompts:
+            size = rows + own - (len(prompt) // ID_BYTES if prompt == seen else 0)
+        else:
+            size = max(map(_longest, (*batches[-1:], chain))) * (len(batches[-1]) + len(chain)) if batches else 0
+        if batches and size <= limits.max_tokens:
             batches[-1].extend(chain)
         else:
             batches.append(list(chain))
+            size = own
+        rows, seen = size, prompt
     return batches
 
 
-def sample_batch(items: Sequence[Item], device: torch.device, replay: ReplayConfig | None = None) -> SampleBatch:
+def _longest(items: Sequence[Item]) -> int:
+    return max(len(item.sample) for item in items)
+
+
+def sample_batch(
+    items: Sequence[Item], device: torch.device, replay: ReplayConfig | None = None, share_prompts: bool = False
+) -> SampleBatch:
     """Pad a micro-batch. Raises ValueError where a replay is asked for and a sample did not record it."""
     replay = replay or ReplayConfig()
     samples = [item.sample for item in items]
@@ -132,6 +158,7 @@ def sample_batch(items: Sequence[Item], device: torch.device, replay: ReplayConf
         (kept[0].to(device), kept[1].to(device)),
         _replay(samples, width, replay, device),
         tuple(item.domain for item in items),
+        shared_rows(samples, width - 1, replay.routing, device) if share_prompts and replay.selection else None,
     )
 
 
@@ -154,21 +181,34 @@ def score(
     mtp: bool = False,
 ) -> Scored:
     """What the model thinks of a batch's sampled tokens, with the batch's replay; differentiable in the model's weights."""
-    trace = Trace(index_loss=index_loss)
-    inputs = batch.tokens[:, :-1]
-    states = model.states(
-        inputs, documents=batch.documents, replay=batch.replay, trace=cast(Trace, Opaque(trace)), mode=mode or AttentionMode()
-    )
-    rows = states.rows
-    targets = torch.where(batch.mask, batch.tokens[:, 1:], -1)
-    temperature = batch.temperatures[:, None].expand_as(targets)
-    order = rows.places if rows.places is not None else torch.arange(targets.numel(), device=targets.device)
-    kept = _rows_of(batch.kept, order)
+    trace, mode = Trace(index_loss=index_loss), mode or AttentionMode()
+    shared = batch.shared if batch.shared and not mtp and batch.shared.serves(model.config, mode) else None
+    if shared is not None:
+        states = model.run(shared.rows, replay=shared.replay, trace=cast(Trace, Opaque(trace)), mode=mode)
+        places = shared.sources.flatten()
+    else:
+        states = model.states(
+            batch.tokens[:, :-1], documents=batch.documents, replay=batch.replay, trace=cast(Trace, Opaque(trace)), mode=mode
+        )
+        places = _row_of_input(states, batch)
+    wanted = batch.mask.flatten().nonzero()[:, 0]
     logprobs, entropies = token_logprobs(
-        states.hidden, model.head.weight, rows.pack(targets), rows.pack(temperature), kept, return_entropy=True
-    )
+        states.hidden[places[wanted]], model.head.weight, batch.tokens[:, 1:].flatten()[wanted],
+        batch.temperatures[:, None].expand_as(batch.mask).flatten()[wanted], kept_rows(*batch.kept, wanted), return_entropy=True,
+    )  # fmt: skip
+
+    def padded(values: Tensor) -> Tensor:
+        return values.new_zeros(batch.mask.numel()).index_copy(0, wanted, values).view_as(batch.mask)
+
     mtp_loss = _mtp_loss(model, states, batch) if mtp else None
-    return Scored(rows.unpack(logprobs), rows.unpack(entropies), trace, mtp_loss)
+    return Scored(padded(logprobs), padded(entropies), trace, mtp_loss)
+
+
+def _row_of_input(states: States, batch: SampleBatch) -> Tensor:
+    """int64 [N * (T - 1)]: the packed row of each padded input; 0 where there is none."""
+    rows, flat = states.rows, batch.mask.numel()
+    own = torch.arange(len(rows.tokens), device=batch.tokens.device)
+    return own if rows.places is None else own.new_zeros(flat).index_copy(0, rows.places, own)
 
 
 def _mtp_loss(model: Transformer, states: States, batch: SampleBatch) -> Tensor:
@@ -198,15 +238,6 @@ def _kept(samples: Sequence[Sample], width: int, wanted: bool) -> tuple[Tensor, 
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     tokens = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64)
     return torch.from_numpy(tokens), torch.from_numpy(offsets)
-
-
-def _rows_of(kept: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The ragged rows at the given places, in that order."""
-    tokens, offsets = kept
-    begins, lengths = offsets[:-1][rows], (offsets[1:] - offsets[:-1])[rows]
-    chosen = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    within = torch.arange(int(chosen[-1]), device=rows.device) - chosen[:-1].repeat_interleave(lengths)
-    return tokens[begins.repeat_interleave(lengths) + within], chosen
 
 
 def _replay(samples: Sequence[Sample], width: int, wanted: ReplayConfig, device: torch.device) -> Replay:
