@@ -51,9 +51,19 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, indices: Ten
 
     The same function as `sparse_attention` (to rounding), at dense cost: the better form while S is not far above K.
     """
-    ends = indices.amax(1).long() + 1 if indices.shape[1] else indices.new_zeros(len(indices), dtype=torch.long)
-    starts = torch.where(indices < 0, k.shape[0], indices).amin(1).long() if indices.shape[1] else torch.zeros_like(ends)
+    form = triton_form("masked_attention", q, k, v, indices, file="dense_attention")
+    return (form or masked_attention_plain)(q, k, v, scale, indices)
+
+
+def masked_attention_plain(q: Tensor, k: Tensor, v: Tensor, scale: float, indices: Tensor) -> Tensor:
+    starts, ends = selection_ranges(indices, k.shape[0])
     return _DenseAttention.apply(q, k, v, scale, starts, ends, indices)[0]  # type: ignore[index]
+
+
+def selection_ranges(indices: Tensor, S: int) -> tuple[Tensor, Tensor]:
+    """The least range [starts[t], ends[t]) that holds the keys of each row, int64 [T] both."""
+    ends = indices.amax(1).long() + 1 if indices.shape[1] else indices.new_zeros(len(indices), dtype=torch.long)
+    return torch.where(indices < 0, S, indices).amin(1).long() if indices.shape[1] else torch.zeros_like(ends), ends
 
 
 class _DenseAttention(torch.autograd.Function):
@@ -74,12 +84,20 @@ class _DenseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, starts, ends, indices, out, lse = ctx.saved_tensors
-        grad_q = torch.empty_like(q)
-        grad_k, grad_v = torch.zeros_like(k, dtype=out.dtype), torch.zeros_like(v, dtype=out.dtype)
-        drift = grad_lse - (grad_out.to(out.dtype) * out).sum(-1)  # [T, H]
-        for tile in query_tiles(q, k, starts, ends, indices):
-            grad_q[tile.rows] = attend_backward(tile, q, k, v, ctx.scale, lse, grad_out, drift, grad_k, grad_v)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
+        return *backward_by_tiles(q, k, v, ctx.scale, starts, ends, indices, out, lse, grad_out, grad_lse), None, None, None, None
+
+
+def backward_by_tiles(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, ends: Tensor, indices: Tensor | None,
+    out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v; out [T, H, L] and lse [T, H] as the forward gave them, in the dtype to sum in."""
+    grad_q = torch.empty_like(q)
+    grad_k, grad_v = torch.zeros_like(k, dtype=out.dtype), torch.zeros_like(v, dtype=out.dtype)
+    drift = grad_lse - (grad_out.to(out.dtype) * out).sum(-1)  # [T, H]
+    for tile in query_tiles(q, k, starts, ends, indices):
+        grad_q[tile.rows] = attend_backward(tile, q, k, v, scale, lse, grad_out, drift, grad_k, grad_v)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 @dataclass(frozen=True)

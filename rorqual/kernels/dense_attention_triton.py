@@ -1,9 +1,8 @@
-"""Attention over ranges of keys in Triton, forward and backward, with running maxima: training's dense attention on any GPU.
+"""Dense and masked multi-head attention on a GPU: one Triton forward for row ranges and for selections as bits.
 
-A program's rows are (query, head) pairs of one group of heads, queries outermost, so that heads that share their keys (the
-absorbed form) stand in one product as rows do that do not. Key blocks outside a block's ranges are skipped. Backward: one kernel
-by key blocks, one by row blocks, each program owning what it writes, so that nothing is added atomically and two runs agree bit
-for bit.
+A selection becomes one bit a (row, key) pair, T S / 8 bytes, read once a head; key tiles that no row of a query tile may see are
+skipped, so a causal selection costs what causal attention does. Where a whole causal square is asked for, cuDNN's attention is
+the faster one and is taken. The backward is the plain form's, tile by tile.
 """
 
 from __future__ import annotations
@@ -15,321 +14,202 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rorqual.kernels.dense_attention import dense_attention_plain
+from rorqual.kernels.dense_attention import backward_by_tiles, dense_attention_plain, masked_attention_plain, selection_ranges
+from rorqual.kernels.dispatch import capability
 from rorqual.kernels.selection import row_ranges
 
 LOG2E = 1.4426950408889634
-SUPPORTED = (torch.bfloat16, torch.float16, torch.float32)
-NOWHERE = tl.constexpr(2147483647)
+KEYS = 64
+"""Keys of a tile: two words of bits a row."""
 
 
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None = None, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The contract is that of `rorqual.kernels.dense_attention`; bfloat16, float16 and float32, others run the plain form."""
-    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in SUPPORTED:
+    """The contract is that of `rorqual.kernels.dense_attention`; 16-bit inputs of at most 256 dims, others run the plain form."""
+    if not takes(q, k, v):
         return dense_attention_plain(q, k, v, scale, starts, ends)
-    starts, ends = (bound.to(torch.int32) for bound in row_ranges(len(q), len(k), starts, ends, q.device))
-    return _DenseAttention.apply(q, k, v, scale, starts, ends)  # type: ignore[return-value]
+    starts, ends = row_ranges(q.shape[0], k.shape[0], starts, ends, q.device)
+    return _Attention.apply(q, k, v, scale, starts, ends, None)  # type: ignore[return-value]
 
 
-class _DenseAttention(torch.autograd.Function):
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, indices: Tensor) -> Tensor:
+    """The contract is that of `rorqual.kernels.masked_attention`."""
+    if not takes(q, k, v):
+        return masked_attention_plain(q, k, v, scale, indices)
+    starts, ends = selection_ranges(indices, k.shape[0])
+    return _Attention.apply(q, k, v, scale, starts, ends, indices)[0]  # type: ignore[index]
+
+
+def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    same = q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    return same and max(q.shape[-1], v.shape[-1]) <= 256 and q.numel() > 0 and k.numel() > 0 and v.numel() > 0
+
+
+class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = q.contiguous(), by_rows(k), by_rows(v)
-        out = q.new_empty(*q.shape[:2], v.shape[2])
-        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        sizes, blocks = _sizes(q, k, v), _forward_blocks(q, v)
-        if out.numel():
-            grid = (triton.cdiv(len(q) * sizes["HG"], blocks["BM"]), k.shape[1])
-            forward_kernel[grid](
-                q, k, v, starts, ends, out, lse, len(q), len(k), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-                scale * LOG2E, **sizes, **blocks,
-            )  # fmt: skip
-        ctx.save_for_backward(q, k, v, starts, ends, out, lse)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, ends: Tensor, indices: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = attend(q, k, v, scale, starts, ends, None if indices is None else selection_bits(indices, k.shape[0]))
+        ctx.save_for_backward(q, k, v, starts, ends, indices, out, lse)
         ctx.scale = scale
         return out, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, starts, ends, out, lse = ctx.saved_tensors
-        grad_q = torch.empty_like(q)
-        grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        if not q.numel() or not len(k):
-            return grad_q, grad_k.zero_(), grad_v.zero_(), None, None, None
-        grad_out = grad_out.contiguous()
-        drift = torch.empty_like(lse)  # grad_lse - dO . O
-        T, H, L = out.shape
-        sizes, blocks = _sizes(q, k, v), _backward_blocks(q, v)
-        drift_kernel[(triton.cdiv(T * H, 64),)](out, grad_out, grad_lse.contiguous(), drift, T * H, L=L, LP=sizes["LP"], B=64)
-        rows = triton.cdiv(T * sizes["HG"], blocks["BM"])
-        bounds = block_bounds(starts, ends, blocks["BM"] // sizes["HG"] or 1, len(k), blocks["BN"], T)
-        strides = k.stride(0), k.stride(1), v.stride(0), v.stride(1)
-        common = (q, k, v, starts, ends, lse, drift, grad_out)
-        key_kernel[(triton.cdiv(len(k), blocks["BN"]), k.shape[1])](
-            *common, bounds, grad_k, grad_v, T, len(k), *strides, ctx.scale, **sizes, **blocks
-        )
-        query_kernel[(rows, k.shape[1])](*common, grad_q, T, len(k), *strides, ctx.scale, **sizes, **blocks)
-        return grad_q, grad_k, grad_v, None, None, None
+        q, k, v, starts, ends, indices, out, lse = ctx.saved_tensors
+        grads = backward_by_tiles(q, k, v, ctx.scale, starts, ends, indices, out.float(), lse, grad_out, grad_lse)
+        return *grads, None, None, None, None
 
 
-def by_rows(x: Tensor) -> Tensor:
-    """x with its last dim in one piece: views of wider rows are taken as they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def cudnn_causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention of a whole prompt, T = S, by cuDNN: q [T, H, D], k [T, H, D], v [T, H, L] -> [T, H, L]."""
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+        heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale)
+    return out[0].transpose(0, 1)
 
 
-def _sizes(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
-    """Compile-time sizes: D is cut into a power of two and the rest, since a tile's sides are powers of two."""
-    H, D = q.shape[1:]
+def selection_bits(indices: Tensor, S: int) -> Tensor:
+    """int32 [T, 2 ceil(S / 64)]: bit s % 32 of word s / 32 says whether row t selects key s."""
+    T, K = indices.shape
+    bits = torch.zeros(T, 2 * triton.cdiv(S, KEYS), dtype=torch.int32, device=indices.device)
+    if T and K:
+        chosen = indices.to(torch.int32).contiguous()
+        bits_kernel[(triton.cdiv(K, 1024), T)](chosen, bits, K, bits.shape[1], B=1024)
+    return bits
+
+
+@triton.jit
+def bits_kernel(INDICES, BITS, K, words, B: tl.constexpr):
+    t = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * B + tl.arange(0, B)
+    index = tl.load(INDICES + t * K + at, mask=at < K, other=-1)
+    one = tl.full([B], 1, tl.int32)
+    tl.atomic_or(BITS + t * words + tl.maximum(index, 0) // 32, one << (index & 31), mask=index >= 0, sem="relaxed")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, ends: Tensor, bits: Tensor | None, **tuning: int
+) -> tuple[Tensor, Tensor]:
+    """The forward: row t over the keys [starts[t], ends[t]), and of those only the ones whose bit is set where bits are given."""
+    (T, H, D), (_, G, L) = q.shape, v.shape
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    out, lse = torch.empty(T, H, L, dtype=q.dtype, device=q.device), torch.empty(T, H, dtype=torch.float32, device=q.device)
     first = max(16, 1 << (D.bit_length() - 1))
-    rest = max(D - first, 0)
-    return {
-        "H": H, "HG": H // k.shape[1], "D": D, "D1": first, "D2": max(16, triton.next_power_of_2(rest)) if rest else 0,
-        "L": v.shape[2], "LP": max(16, triton.next_power_of_2(v.shape[2])),
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-    }  # fmt: skip
-
-
-def _forward_blocks(q: Tensor, v: Tensor) -> dict[str, int]:
-    widest = max(q.shape[2], v.shape[2])
-    if q.dtype == torch.float32 or widest > 320:
-        return {"BM": 32, "BN": 32, "num_warps": 4, "num_stages": 1}
-    if widest > 128:
-        return {"BM": 128, "BN": 64 if widest <= 192 else 32, "num_warps": 8, "num_stages": 2}
-    return {"BM": 128, "BN": 64, "num_warps": 4 if widest <= 64 else 8, "num_stages": 3}
-
-
-def _backward_blocks(q: Tensor, v: Tensor) -> dict[str, int]:
-    widest = max(q.shape[2], v.shape[2])
-    if q.dtype == torch.float32 or widest > 320:
-        return {"BM": 16, "BN": 32, "num_warps": 4, "num_stages": 1}
-    return {"BM": 64, "BN": 64, "num_warps": 4 if widest <= 128 else 8, "num_stages": 2}
-
-
-def block_bounds(starts: Tensor, ends: Tensor, queries: int, S: int, width: int, T: int) -> Tensor:
-    """int32 [2, key blocks]: the first query and the end of the queries that see any key of a block of `width` keys.
-
-    `queries`: how many stand in a block of rows; bounds are those of whole blocks. A block that none sees: (0, 0).
-    """
-    blocks = triton.cdiv(T, queries)
-    low, high = torch.empty(2, blocks, dtype=torch.int32, device=starts.device)
-    reach_kernel[(blocks,)](starts, ends, low, high, T, queries, B=triton.next_power_of_2(queries))
-    bounds = torch.empty(2, triton.cdiv(S, width), dtype=torch.int32, device=starts.device)
-    bounds_kernel[(bounds.shape[1],)](low, high, bounds, blocks, queries, width, bounds.shape[1], T, B=1024)
-    return bounds
+    large = q.is_cuda and capability(q.device) >= (9, 0) and q.dtype != torch.float32
+    rows, warps, stages = (
+        tuning.get("rows", 128 if large else 32),
+        tuning.get("warps", 8 if large else 4),
+        tuning.get("stages", 2),
+    )
+    forward_kernel[(triton.cdiv(T, rows), H)](
+        q, k, v, bits if bits is not None else q, starts.to(torch.int32), ends.to(torch.int32), out, lse, scale * LOG2E,
+        T, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), 0 if bits is None else bits.shape[1],
+        H=H, GROUP=H // G, D=D, D1=first, D2=0 if first >= D else max(16, triton.next_power_of_2(D - first)), L=L,
+        LP=max(16, triton.next_power_of_2(L)), ROWS=rows, KEYS=KEYS, BITS=bits is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out, lse
 
 
 @triton.jit
-def reach_kernel(STARTS, ENDS, LOW, HIGH, T, queries, B: tl.constexpr):
-    """Grid (blocks of queries): the first key and the end of the keys that any of them sees."""
-    t = tl.program_id(0) * queries + tl.arange(0, B)
-    inside = (tl.arange(0, B) < queries) & (t < T)
-    start, end = tl.load(STARTS + t, mask=inside, other=0), tl.load(ENDS + t, mask=inside, other=0)
-    seen = start < end
-    tl.store(LOW + tl.program_id(0), tl.min(tl.where(seen, start, NOWHERE), 0))
-    tl.store(HIGH + tl.program_id(0), tl.max(tl.where(seen, end, 0), 0))
+def _block(X, row, there, stride, FIRST: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, CHECKED: tl.constexpr):
+    """Columns FIRST .. LAST - 1 of some rows, [rows, WIDTH], zeros elsewhere; all rows are there unless CHECKED."""
+    column = FIRST + tl.arange(0, WIDTH)
+    at = X + row.to(tl.int64)[:, None] * stride + column[None, :]
+    if CHECKED or LAST - FIRST < WIDTH:
+        return tl.load(at, mask=there[:, None] & (column < LAST)[None, :], other=0.0)
+    else:
+        return tl.load(at)
 
 
 @triton.jit
-def bounds_kernel(LOW, HIGH, BOUNDS, blocks, queries, width, count, T, B: tl.constexpr):
-    """Grid (key blocks)."""
-    n = tl.program_id(0) * width
-    first, last = NOWHERE, 0
-    for base in range(0, blocks, B):
-        b = base + tl.arange(0, B)
-        low, high = tl.load(LOW + b, mask=b < blocks, other=NOWHERE), tl.load(HIGH + b, mask=b < blocks, other=0)
-        seen = (low < n + width) & (high > n)
-        first = tl.minimum(first, tl.min(tl.where(seen, b, NOWHERE), 0))
-        last = tl.maximum(last, tl.max(tl.where(seen, b + 1, 0), 0))
-    first = tl.where(last > 0, first, 0)
-    tl.store(BOUNDS + tl.program_id(0), first * queries)
-    tl.store(BOUNDS + count + tl.program_id(0), tl.minimum(last * queries, T))
-
-
-@triton.jit
-def drift_kernel(OUT, GRAD, GRAD_LSE, DRIFT, count, L: tl.constexpr, LP: tl.constexpr, B: tl.constexpr):
-    row, column = tl.program_id(0) * B + tl.arange(0, B), tl.arange(0, LP)
-    at = row.to(tl.int64)[:, None] * L + column[None, :]
-    mask = (row < count)[:, None] & (column < L)[None, :]
-    out, grad = tl.load(OUT + at, mask=mask, other=0.0), tl.load(GRAD + at, mask=mask, other=0.0)
-    both = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-    tl.store(DRIFT + row, tl.load(GRAD_LSE + row, mask=row < count, other=0.0) - both, mask=row < count)
-
-
-@triton.jit
-def _columns(X, at, mask, first: tl.constexpr, width: tl.constexpr, W: tl.constexpr):
-    """Columns [first, first + W) of the rows that begin at X + at, zeros beyond `width` columns and where not mask: [.., W]."""
-    column = first + tl.arange(0, W)
-    return tl.load(X + at[:, None] + column[None, :], mask=mask[:, None] & (column < width)[None, :], other=0.0)
-
-
-@triton.jit
-def _keys(K, s, S, stride, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr):
-    at = s.to(tl.int64) * stride
-    k1 = _columns(K, at, s < S, 0, D, D1)
-    k2 = k1
-    if D2 > 0:
-        k2 = _columns(K, at, s < S, D1, D, D2)
-    return k1, k2
-
-
-@triton.jit
-def _forward_step(
-    q1, q2, start, end, K, V, n, S, k_row, v_row, scale_log2, top, total, acc,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+def _seen_tiles(
+    acc, m, total, q1, q2, K, V, BITS_, row, low, high, start, end, S, k_row, v_row, words, scale_log2,
+    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, KEYS: tl.constexpr,
+    BITS: tl.constexpr, RANGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    s = n + tl.arange(0, BN)
-    k1, k2 = _keys(K, s, S, k_row, D, D1, D2)
-    x = tl.dot(q1, k1.T, input_precision=PRECISION)
-    if D2 > 0:
-        x = tl.dot(q2, k2.T, x, input_precision=PRECISION)
-    x = x * scale_log2
-    if MASKED:
-        x = tl.where((s[None, :] >= start[:, None]) & (s[None, :] < end[:, None]), x, float("-inf"))
-    larger = tl.maximum(top, tl.max(x, 1))
-    p = tl.exp2(x - larger[:, None])
-    shrink = tl.exp2(top - larger)
-    total = total * shrink + tl.sum(p, 1)
-    v = _columns(V, s.to(tl.int64) * v_row, s < S, 0, L, LP)
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-    return larger, total, acc
+    """The online softmax over the key tiles of [low, high), both multiples of KEYS."""
+    lane = tl.arange(0, KEYS)
+    for first in range(low, high, KEYS):
+        key = first + lane
+        there = key < S
+        x = tl.dot(q1, _block(K, key, there, k_row, 0, D if D < D1 else D1, D1, RANGES).T, input_precision=PRECISION)
+        if D2 > 0:
+            x = tl.dot(q2, _block(K, key, there, k_row, D1, D, D2, RANGES).T, x, input_precision=PRECISION)
+        x *= scale_log2
+        if RANGES:
+            x = tl.where((key[None, :] >= start[:, None]) & (key[None, :] < end[:, None]), x, float("-inf"))
+        if BITS:
+            word = BITS_ + row.to(tl.int64) * words + first // 32
+            both = tl.where((lane < 32)[None, :], tl.load(word)[:, None], tl.load(word + 1)[:, None])
+            x = tl.where(((both >> (lane & 31)[None, :]) & 1) != 0, x, float("-inf"))
+        larger = tl.maximum(m, tl.max(x, 1))
+        p = tl.exp2(x - larger[:, None])
+        shrink = tl.exp2(m - larger)
+        total = total * shrink + tl.sum(p, 1)
+        value = _block(V, key, there, v_row, 0, L, LP, RANGES)
+        acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+        m = larger
+    return acc, m, total
 
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, STARTS, ENDS, OUT, LSE, T, S, k_row, k_head, v_row, v_head, scale_log2,
-    H: tl.constexpr, HG: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    Q, K, V, BITS_, STARTS, ENDS, OUT, LSE, scale_log2, T, q_row, q_head, k_row, k_head, v_row, v_head, words,
+    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, BITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row blocks, groups); the last rows, which see most keys, come first."""
-    group = tl.program_id(1)
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM + tl.arange(0, BM)
-    t, there = row // HG, row < T * HG
-    pair = t.to(tl.int64) * H + group * HG + row % HG
-    start, end = tl.load(STARTS + t, mask=there, other=0), tl.load(ENDS + t, mask=there, other=0)
+    """Grid (row tiles, H); the longest rows, at the end of a causal range, run first."""
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    inside = row < T
+    start = tl.load(STARTS + row, mask=inside, other=0)
+    end = tl.load(ENDS + row, mask=inside, other=0)
     seen = start < end
-    low, high = tl.min(tl.where(seen, start, NOWHERE), 0), tl.max(tl.where(seen, end, 0), 0)
-    low = tl.minimum(low, high) // BN * BN
-    # Blocks of keys in [inner, outer) are seen by every row whole.
-    inner = tl.minimum((tl.max(tl.where(there, start, 0), 0) + BN - 1) // BN * BN, high)
-    inner = tl.maximum(inner, low)
-    outer = tl.maximum(tl.min(tl.where(there, end, NOWHERE), 0) // BN * BN, inner)
-    outer = tl.where(outer > high, inner, outer)
-    q1, q2 = _keys(Q, pair, T * H, D, D, D1, D2)
-    K += group * k_head
-    V += group * v_head
-    top = tl.full([BM], -1e30, tl.float32)  # finite, so that a row without keys meets no inf - inf
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, LP], tl.float32)
-    for n in range(low, inner, BN):
-        top, total, acc = _forward_step(
-            q1, q2, start, end, K, V, n, S, k_row, v_row, scale_log2, top, total, acc, D, D1, D2, L, LP, BN, PRECISION, True
-        )
-    for n in range(inner, outer, BN):
-        top, total, acc = _forward_step(
-            q1, q2, start, end, K, V, n, S, k_row, v_row, scale_log2, top, total, acc, D, D1, D2, L, LP, BN, PRECISION, False
-        )
-    for n in range(outer, high, BN):
-        top, total, acc = _forward_step(
-            q1, q2, start, end, K, V, n, S, k_row, v_row, scale_log2, top, total, acc, D, D1, D2, L, LP, BN, PRECISION, True
-        )
-    some = total > 0
-    acc = acc / tl.where(some, total, 1.0)[:, None]
+    BIG: tl.constexpr = 1 << 30
+    low = tl.min(tl.where(seen, start, BIG), 0) // KEYS * KEYS
+    S = tl.max(tl.where(seen, end, 0), 0)
+    high = tl.cdiv(S, KEYS) * KEYS
+    # Every row of the tile sees all of [whole_low, whole_high); rows beyond T or without keys are masked out by their ranges.
+    whole_low = tl.cdiv(tl.max(tl.where(inside, start, 0), 0), KEYS) * KEYS
+    whole_high = tl.min(tl.where(inside, end, BIG), 0) // KEYS * KEYS
+    whole_high = tl.minimum(whole_high, high)
+    none = whole_low >= whole_high
+    whole_low = tl.minimum(tl.where(none, high, whole_low), high)
+    whole_high = tl.where(none, high, whole_high)
+    safe = tl.minimum(row, T - 1)
+    q = Q + head.to(tl.int64) * q_head
+    q1 = _block(q, safe, inside, q_row, 0, D if D < D1 else D1, D1, True)
+    q2 = q1
+    if D2 > 0:
+        q2 = _block(q, safe, inside, q_row, D1, D, D2, True)
+    k = K + (head // GROUP).to(tl.int64) * k_head
+    v = V + (head // GROUP).to(tl.int64) * v_head
+    acc = tl.zeros([ROWS, LP], tl.float32)
+    m = tl.full([ROWS], -1e30, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc, m, total = _seen_tiles(
+        acc, m, total, q1, q2, k, v, BITS_, safe, low, whole_low, start, end, S, k_row, v_row, words, scale_log2,
+        D, D1, D2, L, LP, KEYS, BITS, True, PRECISION,
+    )  # fmt: skip
+    acc, m, total = _seen_tiles(
+        acc, m, total, q1, q2, k, v, BITS_, safe, whole_low, whole_high, start, end, S, k_row, v_row, words, scale_log2,
+        D, D1, D2, L, LP, KEYS, BITS, False, PRECISION,
+    )  # fmt: skip
+    acc, m, total = _seen_tiles(
+        acc, m, total, q1, q2, k, v, BITS_, safe, whole_high, high, start, end, S, k_row, v_row, words, scale_log2,
+        D, D1, D2, L, LP, KEYS, BITS, True, PRECISION,
+    )  # fmt: skip
+    at = row.to(tl.int64) * H + head
+    lse = tl.where(total > 0, (m + tl.log2(tl.where(total > 0, total, 1.0))) * 0.6931471805599453, float("-inf"))
+    tl.store(LSE + at, lse, mask=inside)
     column = tl.arange(0, LP)
-    tl.store(OUT + pair[:, None] * L + column[None, :], acc.to(OUT.dtype.element_ty), mask=there[:, None] & (column < L)[None, :])
-    lse = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453
-    tl.store(LSE + pair, tl.where(some, lse, float("-inf")), mask=there)
-
-
-@triton.jit
-def key_kernel(
-    Q, K, V, STARTS, ENDS, LSE, DRIFT, GRAD, BOUNDS, DK, DV, T, S, k_row, k_head, v_row, v_head, scale,
-    H: tl.constexpr, HG: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Grid (key blocks, groups): the gradients of a block of keys and values, over the rows that see any of them, in order."""
-    group = tl.program_id(1)
-    s = tl.program_id(0) * BN + tl.arange(0, BN)
-    k1, k2 = _keys(K + group * k_head, s, S, k_row, D, D1, D2)
-    v = _columns(V + group * v_head, s.to(tl.int64) * v_row, s < S, 0, L, LP)
-    first = tl.load(BOUNDS + tl.program_id(0)) * HG
-    last = tl.load(BOUNDS + tl.num_programs(0) + tl.program_id(0)) * HG
-    dk1, dv = tl.zeros([BN, D1], tl.float32), tl.zeros([BN, LP], tl.float32)
-    if D2 > 0:
-        dk2 = tl.zeros([BN, D2], tl.float32)
-    for base in range(first, last, BM):
-        row = base + tl.arange(0, BM)
-        t, there = row // HG, row < T * HG
-        pair = t.to(tl.int64) * H + group * HG + row % HG
-        start, end = tl.load(STARTS + t, mask=there, other=0), tl.load(ENDS + t, mask=there, other=0)
-        lse = tl.load(LSE + pair, mask=there, other=0.0) * 1.4426950408889634
-        drift = tl.load(DRIFT + pair, mask=there, other=0.0)
-        at = pair * D
-        q1 = _columns(Q, at, there, 0, D, D1)
-        x = tl.dot(k1, q1.T, input_precision=PRECISION)  # [BN, BM]
-        if D2 > 0:
-            q2 = _columns(Q, at, there, D1, D, D2)
-            x = tl.dot(k2, q2.T, x, input_precision=PRECISION)
-        eligible = (s[:, None] >= start[None, :]) & (s[:, None] < end[None, :])
-        p = tl.where(eligible, tl.exp2(x * (scale * 1.4426950408889634) - lse[None, :]), 0.0)
-        grad = _columns(GRAD, pair * L, there, 0, L, LP)
-        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
-        dp = tl.dot(v, grad.T, input_precision=PRECISION)
-        ds = (p * (dp + drift[None, :])).to(q1.dtype)
-        dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
-        if D2 > 0:
-            dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION)
-    G = H // HG
-    at, c1, l = (s.to(tl.int64) * G + group), tl.arange(0, D1), tl.arange(0, LP)
-    inside = (s < S)[:, None]
-    tl.store(DK + at[:, None] * D + c1[None, :], (dk1 * scale).to(DK.dtype.element_ty), mask=inside & (c1 < D)[None, :])
-    if D2 > 0:
-        c2 = D1 + tl.arange(0, D2)
-        tl.store(DK + at[:, None] * D + c2[None, :], (dk2 * scale).to(DK.dtype.element_ty), mask=inside & (c2 < D)[None, :])
-    tl.store(DV + at[:, None] * L + l[None, :], dv.to(DV.dtype.element_ty), mask=inside & (l < L)[None, :])
-
-
-@triton.jit
-def query_kernel(
-    Q, K, V, STARTS, ENDS, LSE, DRIFT, GRAD, DQ, T, S, k_row, k_head, v_row, v_head, scale,
-    H: tl.constexpr, HG: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Grid (row blocks, groups): the gradients of a block of queries."""
-    group = tl.program_id(1)
-    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BM + tl.arange(0, BM)
-    t, there = row // HG, row < T * HG
-    pair = t.to(tl.int64) * H + group * HG + row % HG
-    start, end = tl.load(STARTS + t, mask=there, other=0), tl.load(ENDS + t, mask=there, other=0)
-    seen = start < end
-    low, high = tl.min(tl.where(seen, start, NOWHERE), 0), tl.max(tl.where(seen, end, 0), 0)
-    q1, q2 = _keys(Q, pair, T * H, D, D, D1, D2)
-    grad = _columns(GRAD, pair * L, there, 0, L, LP)
-    lse = tl.load(LSE + pair, mask=there, other=0.0) * 1.4426950408889634
-    drift = tl.load(DRIFT + pair, mask=there, other=0.0)
-    dq1 = tl.zeros([BM, D1], tl.float32)
-    if D2 > 0:
-        dq2 = tl.zeros([BM, D2], tl.float32)
-    for n in range(tl.minimum(low, high) // BN * BN, high, BN):
-        s = n + tl.arange(0, BN)
-        k1, k2 = _keys(K + group * k_head, s, S, k_row, D, D1, D2)
-        x = tl.dot(q1, k1.T, input_precision=PRECISION)
-        if D2 > 0:
-            x = tl.dot(q2, k2.T, x, input_precision=PRECISION)
-        eligible = (s[None, :] >= start[:, None]) & (s[None, :] < end[:, None])
-        p = tl.where(eligible, tl.exp2(x * (scale * 1.4426950408889634) - lse[:, None]), 0.0)
-        v = _columns(V + group * v_head, s.to(tl.int64) * v_row, s < S, 0, L, LP)
-        dp = tl.dot(grad, v.T, input_precision=PRECISION)
-        ds = (p * (dp + drift[:, None])).to(k1.dtype)
-        dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION)
-        if D2 > 0:
-            dq2 = tl.dot(ds, k2, dq2, input_precision=PRECISION)
-    c1 = tl.arange(0, D1)
-    at = pair[:, None] * D
-    tl.store(DQ + at + c1[None, :], (dq1 * scale).to(DQ.dtype.element_ty), mask=there[:, None] & (c1 < D)[None, :])
-    if D2 > 0:
-        c2 = D1 + tl.arange(0, D2)
-        tl.store(DQ + at + c2[None, :], (dq2 * scale).to(DQ.dtype.element_ty), mask=there[:, None] & (c2 < D)[None, :])
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(OUT + at[:, None] * L + column[None, :], acc.to(OUT.dtype.element_ty), mask=inside[:, None] & (column < L)[None, :])
