@@ -37,6 +37,8 @@ class Recipe:
     extend: ExtendConfig | None = None
     warm_indexer: WarmIndexerConfig | None = None
     train_sparse: TrainSparseConfig | None = None
+    control: bool = False
+    """Train a model densely for the same tokens as the sparse one, to compare both on the page."""
     post_training: PostTrainingConfig | None = None
     plan: PlanConfig = field(default_factory=PlanConfig)
     """For `rorqual run RECIPE --plan`."""

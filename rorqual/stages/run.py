@@ -7,6 +7,7 @@ Every stage works in its own directory below the run's and is skipped when it ha
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from rorqual.report import page
 from rorqual.runlog import RunLog
 from rorqual.stages import extend, post_training, prepare, pretrain, train_sparse, warm_indexer
 from rorqual.stages.recipe import Recipe, SampleConfig
-from rorqual.train.exhibits import record_exhibits
+from rorqual.train.exhibits import CONTROL_STAGE, record_exhibits
 from rorqual.train.export import MODEL, open_model
 from rorqual.train.loop import Place
 
@@ -45,13 +46,16 @@ def main(recipe: Recipe, directory: Path, world: World, quiet: bool = False) -> 
     if recipe.warm_indexer:
         model = warm_indexer.main(recipe.warm_indexer, _needed(model, "warm_indexer"), place("warm-indexer"))
     if recipe.train_sparse:
-        model = train_sparse.main(recipe.train_sparse, _needed(model, "train_sparse"), place("train-sparse"))
+        warm = _needed(model, "train_sparse")
+        model = train_sparse.main(recipe.train_sparse, warm, place("train-sparse"))
+        if recipe.control:
+            train_sparse.main(replace(recipe.train_sparse, dense=True), warm, place(CONTROL_STAGE))
     if recipe.post_training:
         model = post_training.main(recipe.post_training, _needed(model, "post_training"), directory, world, log, quiet)
     if world.is_main:
         _publish(_needed(model, "model"), directory / MODEL)
         show_samples(open_model(directory / MODEL), store, recipe.sample, log)
-        record_exhibits(directory, directory / MODEL, log, recipe.exhibits)
+        record_exhibits(directory, directory / MODEL, log, recipe.exhibits, world.device)
         page.write(directory)
     world.barrier()
     return directory / MODEL

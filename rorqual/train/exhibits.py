@@ -56,6 +56,8 @@ class ExhibitConfig:
     """Of them, for what selections capture."""
     needles: int = 8
     """Documents at each of four depths; 0 leaves retrieval out."""
+    lengths: tuple[int, ...] = ()
+    """Of needle documents; empty: the length of the sparse stage's rows."""
     tokens: int | None = None
     """Length of the texts of the selection view; None: four times top-k, at least 256, within the context."""
     shown: int = 384
@@ -83,20 +85,25 @@ class Text:
     chosen: int
 
 
-def record_exhibits(directory: Path, model: Path, log: RunLog, config: ExhibitConfig | None = None) -> None:
-    """Write what is missing of a run's exhibits. model: the finished checkpoint. One that can't be had is logged, with why."""
-    config = config or ExhibitConfig()
+def record_exhibits(
+    directory: Path, model: Path, log: RunLog, config: ExhibitConfig | None = None, device: torch.device | str = "cpu"
+) -> None:
+    """Write what is missing of a run's exhibits. model: the finished checkpoint. One that can't be had is logged, with why.
+
+    On a GPU models are measured in bfloat16, on a CPU in float32.
+    """
+    config, device = config or ExhibitConfig(), torch.device(device)
     store = TokenStore(directory / "data")
-    opened = open_model(model).eval()
+    opened = open_on(model, device)
     exhibits: dict[str, Callable[[], dict[str, Any]]] = {
         "model": lambda: model_facts(opened.config),
         "cost": lambda: {"this": cost(opened.config), "paper": paper_cost()},
-        "quality": lambda: quality(directory, store, config),
+        "quality": lambda: quality(directory, store, config, device),
         "selection": lambda: selected_tokens(opened, texts(directory, store, opened.config, config), store, config),
     }
     for name, make in exhibits.items():
         path = directory / DIRECTORY / f"{name}.json"
-        of = {"weights": _digest(model), "config": asdict(config)}
+        of = {"weights": _digest(model), "config": json.loads(json.dumps(asdict(config)))}
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("of") == of:
             continue
         try:
@@ -162,9 +169,13 @@ def _positions(end: int) -> list[int]:
 # --- did quality hold
 
 
-def quality(directory: Path, store: TokenStore, config: ExhibitConfig) -> dict[str, Any]:
+def open_on(model: Path, device: torch.device) -> Transformer:
+    return open_model(model, "float32" if device.type == "cpu" else "bfloat16").to(device).eval()
+
+
+def quality(directory: Path, store: TokenStore, config: ExhibitConfig, device: torch.device) -> dict[str, Any]:
     """The sparse stage's model against dense attention on held-out text; raises UserError where the run had no such stage."""
-    sparse = open_model(directory / SPARSE_STAGE / "model").eval()
+    sparse = open_on(directory / SPARSE_STAGE / "model", device)
     length, words = _trained_on(directory / SPARSE_STAGE)
     batch = BatchConfig(rows=config.rows, length=length, recall=RecallConfig(share=0.0), seed=config.seed)
     loader = mixture(store, batch, "held_out")
@@ -176,7 +187,7 @@ def quality(directory: Path, store: TokenStore, config: ExhibitConfig) -> dict[s
         ("control", CONTROL_STAGE, "trained on with dense attention for the same tokens"),
     ):
         if (path := directory / stage / "model").is_dir():
-            compared[name] = (open_model(path).eval(), DENSE, about)
+            compared[name] = (open_on(path, device), DENSE, about)
     losses = {name: {"about": about, **asdict(held_out(model, batches, mode))} for name, (model, mode, about) in compared.items()}
     random = with_random_indexers(sparse, seed=1)
     few = batches[: config.quality_batches]
@@ -197,10 +208,17 @@ def _retrieval(
 ) -> dict[str, Any]:
     vocabulary = Vocabulary.of(store.tokenizer, store.ends, words)
     filler = store.documents(_largest(store), "held_out")
-    asked = NeedleConfig(lengths=(length,), count=config.needles, others=_others(vocabulary))
+    asked = NeedleConfig(lengths=config.lengths or (length,), count=config.needles, others=_others(vocabulary))
     models = {name: (model, mode) for name, (model, mode, _) in compared.items()} | {"random indexers": (random, SPARSE)}
-    scores = {name: retrieval(model, vocabulary, filler, asked, mode).accuracy for name, (model, mode) in models.items()}
-    return {"documents": config.needles * len(asked.depths), "others": asked.others, "accuracy": scores}
+    found = {name: retrieval(model, vocabulary, filler, asked, mode) for name, (model, mode) in models.items()}
+    cells = [
+        {"length": at[0], "depth": at[1], **{name: scores.cells[at] for name, scores in found.items()}}
+        for at in found["sparse"].cells
+    ]
+    return {
+        "documents": config.needles * len(cells), "others": asked.others, "cells": cells,
+        "accuracy": {name: scores.accuracy for name, scores in found.items()},
+    }  # fmt: skip
 
 
 def _others(vocabulary: Vocabulary) -> int:
@@ -293,7 +311,7 @@ def selected_tokens(model: Transformer, chosen: Sequence[Text], store: TokenStor
 
 def _shown(model: Transformer, text: Text, store: TokenStore, config: ExhibitConfig) -> dict[str, Any]:
     trace = Trace(selected_indices=True, index_quality=True)
-    model.states(torch.from_numpy(text.tokens)[None], trace=trace, mode=SPARSE)
+    model.states(torch.from_numpy(text.tokens)[None].to(model.embed.weight.device), trace=trace, mode=SPARSE)
     first = max(0, len(text.tokens) - config.shown)
     layers = sorted(trace.selected)
     if len(layers) > MAX_LAYERS:
@@ -303,7 +321,7 @@ def _shown(model: Transformer, text: Text, store: TokenStore, config: ExhibitCon
         "chosen": max(0, text.chosen - first), "pieces": pieces(store, text.tokens[first:]),
         "layers": {
             str(layer): {
-                "selected": packed(trace.selected[layer][first:], len(text.tokens)),
+                "selected": packed(trace.selected[layer][first:].cpu(), len(text.tokens)),
                 "captured": _rounded(trace.qualities[layer].captured[first:]),
                 "oracle": _rounded(trace.qualities[layer].oracle[first:]),
             }
@@ -326,4 +344,4 @@ def pieces(store: TokenStore, tokens: np.ndarray) -> list[str]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(float(value), 4) for value in values]
+    return [round(value, 4) for value in values.tolist()]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rorqual.data.loader import Batch, generator
 from rorqual.data.recall import Vocabulary, needle
 from rorqual.data.store import Documents
+from rorqual.kernels.logprobs import token_logprobs
 from rorqual.model.call import AttentionMode
 from rorqual.model.trace import Trace
 from rorqual.model.transformer import Transformer
@@ -20,11 +20,13 @@ DENSE = AttentionMode(sparse=False, form="expanded")
 SPARSE = AttentionMode(sparse=True)
 BUCKETS = 8
 """Equal parts of the context, for losses by position."""
+TOKENS = 1 << 15
+"""Of one forward."""
 
 
 @dataclass
 class HeldOut:
-    """Mean next-token loss, in nats per token. by_position: of positions [edge, next edge)."""
+    """Mean next-token loss, in nats per token. by_position: of tokens at positions [edge, next edge) of their document."""
 
     loss: float
     edges: list[int]
@@ -55,14 +57,19 @@ class Retrieval:
 @torch.no_grad()
 def held_out(model: Transformer, batches: Iterable[Batch], mode: AttentionMode) -> HeldOut:
     """The loss on batches whose every document begins where the model would see it begin."""
-    sums = counts = torch.zeros(0)
-    for batch in batches:
-        batch = batch.to(model.embed.weight.device)
-        logits = model(batch.tokens, documents=batch.documents, mode=mode)
-        targets = batch.targets()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-        losses, valid = losses.view_as(targets).double().sum(0).cpu(), (targets >= 0).double().sum(0).cpu()
-        sums, counts = (losses, valid) if not len(sums) else (sums + losses, counts + valid)
+    sums = counts = torch.zeros(0, dtype=torch.float64)
+    for part in (part for batch in batches for part in batch.split(rows_at_once(batch.tokens.shape[1]))):
+        part = part.to(model.embed.weight.device)
+        if not len(sums):
+            sums = counts = torch.zeros(part.tokens.shape[1], dtype=torch.float64)
+        states = model.states(part.tokens, documents=part.documents, mode=mode)
+        targets = states.rows.pack(part.targets())
+        losses = token_logprobs(states.hidden, model.head.weight, targets)
+        assert isinstance(losses, Tensor)
+        kept = targets >= 0
+        positions = states.rows.positions[kept].cpu()
+        sums = sums.index_add(0, positions, -losses[kept].double().cpu())
+        counts = counts.index_add(0, positions, torch.ones(len(positions), dtype=torch.float64))
     edges = [round(i * len(sums) / BUCKETS) for i in range(BUCKETS)]
     parts = [slice(a, b) for a, b in zip(edges, [*edges[1:], len(sums)], strict=True)]
     by_position = [float(sums[part].sum() / counts[part].sum()) if counts[part].sum() else None for part in parts]
@@ -77,8 +84,8 @@ def selection(model: Transformer, batches: Iterable[Batch], mode: AttentionMode 
     """
     sums: dict[int, dict[str, float]] = {}
     rows = 0
-    for batch in batches:
-        batch, trace = batch.to(model.embed.weight.device), Trace(index_quality=True)
+    for part in (part for batch in batches for part in batch.split(rows_at_once(batch.tokens.shape[1]))):
+        batch, trace = part.to(model.embed.weight.device), Trace(index_quality=True)
         states = model.states(batch.tokens, documents=batch.documents, trace=trace, mode=mode)
         long = states.rows.positions >= model.config.index_topk
         rows += int(long.sum())
@@ -108,10 +115,19 @@ def retrieval(
 def _answered(model: Transformer, tokens: Tensor, answers: Tensor, mode: AttentionMode) -> Tensor:
     """bool [B]: whether every answer token of a document is predicted; tokens, answers [B, T]."""
     right = []
-    for part, marks in zip(tokens.split(8), answers.split(8), strict=True):
-        predicted = model(part.to(model.embed.weight.device), mode=mode)[:, :-1].argmax(-1).cpu()
-        right.append(((predicted == part[:, 1:]) | ~marks[:, 1:]).all(1))
+    rows = rows_at_once(tokens.shape[1])
+    for part, marks in zip(tokens.split(rows), answers.split(rows), strict=True):
+        states = model.states(part.to(model.embed.weight.device), mode=mode)
+        asked = marks[:, 1:].nonzero()  # [answers, 2]: the row, and the token before the answer
+        hidden = states.hidden.unflatten(0, part.shape)[asked[:, 0], asked[:, 1]]
+        wrong = model.logits(hidden).argmax(-1).cpu() != part[asked[:, 0], asked[:, 1] + 1]
+        right.append(torch.zeros(len(part)).index_add(0, asked[:, 0], wrong.float()) == 0)
     return torch.cat(right)
+
+
+def rows_at_once(length: int) -> int:
+    """Rows of one forward: at most TOKENS tokens, at least one row."""
+    return max(1, TOKENS // length)
 
 
 def with_random_indexers(model: Transformer, seed: int) -> Transformer:
@@ -119,4 +135,4 @@ def with_random_indexers(model: Transformer, seed: int) -> Transformer:
     other = Transformer(model.config, seed)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".indexer." not in name}
     other.load_state_dict(state, strict=False)
-    return other.to(model.embed.weight.device).eval()
+    return other.to(model.embed.weight.device, model.embed.weight.dtype).eval()

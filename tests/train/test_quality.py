@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from rorqual.data.loader import positions_of
 from rorqual.data.recall import Vocabulary
 from rorqual.data.store import Documents
 from rorqual.model.call import AttentionMode
@@ -23,7 +26,8 @@ def test_held_out_loss_is_the_mean_over_targets_and_by_position():
     found = held_out(model, [batch, batch], DENSE)
     logits = model(batch.tokens, documents=batch.documents, mode=DENSE)
     targets = batch.targets()
-    losses = [(t, float(F.cross_entropy(logits[b, t], targets[b, t]).detach())) for b, t in (targets >= 0).nonzero().tolist()]
+    where, positions = (targets >= 0).nonzero().tolist(), positions_of(batch.documents)
+    losses = [(int(positions[b, t]), float(F.cross_entropy(logits[b, t], targets[b, t]).detach())) for b, t in where]
     assert found.loss == pytest.approx(sum(x for _, x in losses) / len(losses), rel=1e-5)
     first = [x for t, x in losses if t < found.edges[1]]
     assert found.by_position[0] == pytest.approx(sum(first) / len(first), rel=1e-5)
@@ -45,14 +49,17 @@ class Finder(torch.nn.Module):
         super().__init__()
         self.embed, self.reach = torch.nn.Embedding(100, 1), reach
 
-    def forward(self, tokens: torch.Tensor, mode: AttentionMode) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    def states(self, tokens: torch.Tensor, mode: AttentionMode) -> SimpleNamespace:
         logits = torch.zeros(*tokens.shape, 100)
         for b, row in enumerate(tokens.tolist()):
             for t in range(2, len(row)):
                 for s in range(max(2, t - self.reach), t):
                     if row[s] == row[t] and row[s - 2] == 2:
                         logits[b, t, row[s - 1]] = 1
-        return logits
+        return SimpleNamespace(hidden=logits.flatten(0, 1))
 
 
 def test_retrieval_is_one_for_a_perfect_finder_and_falls_with_depth_beyond_its_reach():
