@@ -48,9 +48,13 @@ class Span:
 class PagedCache:
     """Storage for num_blocks * block_size tokens. `plan` says which rows the next forward holds; then the model updates."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, spare: bool = False
+    ):
+        """spare: with a block beyond those of the pool, for rows that nobody asked for (`spare_block`)."""
         self.block_size, self.device = block_size, device
-        self.num_slots = num_blocks * block_size
+        self.spare_block = num_blocks
+        self.num_slots = (num_blocks + spare) * block_size
         entry = config.kv_lora_rank + config.qk_rope_head_dim
         kinds = [*config.layer_indexers, *[config.mtp_indexer] * config.n_mtp_layers]
         self._kv = [torch.empty(self.num_slots, entry, dtype=dtype, device=device) for _ in kinds]
@@ -86,11 +90,28 @@ class PagedCache:
 
     def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
         """Store the rows' entries of one layer; the keys they may see."""
-        self._kv[layer][self._layout.written] = kv.to(self._kv[layer].dtype)
+        return PagedKeys(self._layout, *self.write(layer, self._layout.written, kv, index_keys))
+
+    def write(self, layer: int, slots: Tensor, kv: Tensor, index_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Store entries in slots int64 [N]; the layer's stores of entries [slots, L + R] and of index keys [slots, C]."""
+        self._kv[layer][slots] = kv.to(self._kv[layer].dtype)
         store = self._index_keys[layer]
         if store is not None and index_keys is not None:
-            store[self._layout.written] = index_keys.to(store.dtype)
-        return PagedKeys(self._layout, self._kv[layer], store)
+            store[slots] = index_keys.to(store.dtype)
+        return self._kv[layer], store
+
+    def select_paged(self, query: Tensor, store: Tensor, weight: Tensor, topk: int, table: Tensor, lengths: Tensor) -> Tensor:
+        """The selection of one query for each row among the keys in the pages of its table, int32 [B, topk]; table [B, P] holds
+        more than topk keys, lengths int32 [B]."""
+        pages = store.view(-1, self.block_size, store.shape[1])
+        if store.is_cuda:
+            from rorqual.kernels.select_tokens_triton import select_cached_tokens
+
+            chosen = select_cached_tokens(query, pages, table, weight, topk, lengths)
+            assert isinstance(chosen, Tensor)
+            return chosen
+        keys = pages[table.long()].flatten(1, 2)
+        return select_own_tokens(query, keys, weight, topk, lengths.long())
 
 
 def _slots(blocks: Sequence[int], block_size: int, device: torch.device) -> Tensor:

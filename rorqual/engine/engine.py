@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rorqual.engine.blocks import BlockPool
 from rorqual.engine.cache import PagedCache
+from rorqual.engine.decoder import Decoder, is_drawn_on_device
 from rorqual.engine.records import RecordStore
 from rorqual.engine.request import Constraint, Request
 from rorqual.engine.runner import Runner, Step
-from rorqual.engine.sampler import Draw, Sampled, sample_rows
+from rorqual.engine.sampler import NO_NUMBERS, Draw, Sampled, sample_rows
 from rorqual.engine.scheduler import Scheduler, SchedulerConfig, Work
 from rorqual.errors import UserError, require
 from rorqual.model.call import AttentionMode
@@ -47,6 +48,9 @@ class EngineConfig:
     """Keep every token's experts, so that a completion can carry them: 2 bytes per MoE layer and expert."""
     record_selection: bool = False
     """Keep every query's selection: 4 * index_topk bytes per token and selecting layer."""
+    device_steps: int = 16
+    """On a GPU: how many tokens of each request are decoded at most before the host decides anew; 0 decodes as on a CPU, without
+    CUDA graphs and with the sampler on the host."""
     seed: int | None = None
     """Of requests that bring none: derived from this and their number; None: drawn from the system."""
 
@@ -55,6 +59,7 @@ class EngineConfig:
             self,
             block_size=(self.block_size >= 1, "at least 1"),
             cache_tokens=(self.cache_tokens >= self.block_size, f"at least one block ({self.block_size})"),
+            device_steps=(self.device_steps >= 0, "at least 0"),
             max_context=(self.max_context is None or self.max_context >= 2, "at least 2, or none"),
         )
 
@@ -93,17 +98,22 @@ class Engine:
         weight = model.embed.weight
         num_blocks = config.cache_tokens // config.block_size
         self.pool = BlockPool(num_blocks, config.block_size)
-        self.cache = PagedCache(model.config, num_blocks, config.block_size, weight.dtype, weight.device)
+        on_device = weight.is_cuda and config.device_steps > 0 and not config.speculative
+        self.cache = PagedCache(model.config, num_blocks, config.block_size, weight.dtype, weight.device, spare=on_device)
         self.records = RecordStore(
             model.config, self.cache.num_slots, config.record_routing, config.record_selection, weight.device
         )
         limits = SchedulerConfig(config.max_step_tokens, config.max_running, config.prefix_cache, int(config.speculative))
         self.scheduler = Scheduler(limits, self.pool)
         self.runner = Runner(model, self.cache, self.records, self.mode)
+        self.decoder = self._decoder(captures=True) if on_device else None
         self.max_context = min(config.max_context or model.config.max_positions, model.config.max_positions)
         self.version = 0
         self.counters = Counters()
         self._arrivals = 0
+
+    def _decoder(self, captures: bool) -> Decoder:
+        return Decoder(self.model, self.cache, self.records, self.mode, self.config.device_steps, captures)
 
     # --- asking
 
@@ -151,16 +161,51 @@ class Engine:
             self._finish(request, request.stop_reason or StopReason.OUT_OF_MEMORY)
         if not work:
             return ended
+        on_device = [item for item in work if self._is_on_device(item)]
+        others = [item for item in work if not self._is_on_device(item)]
+        touched = self._compute(others) if others else []
+        if on_device:
+            touched += self._decode(on_device, len(others))
+        for request in touched:
+            if request.is_finished:
+                self._finish(request, request.stop_reason or StopReason.STOP)
+        return ended + touched
+
+    def _compute(self, work: list[Work]) -> list[Request]:
+        """One forward over any work, and what is drawn from it."""
         step = self.runner.run(work)
         self.counters.steps += 1
         self.counters.computed_tokens += sum(item.count for item in work)
         touched = self._sample(work, step)
         if self.config.speculative:
             self._guess(work, step)
-        for request in touched:
-            if request.is_finished:
-                self._finish(request, request.stop_reason or StopReason.STOP)
-        return ended + touched
+        return touched
+
+    def _is_on_device(self, item: Work) -> bool:
+        return self.decoder is not None and item.count == 1 and item.is_last and is_drawn_on_device(item.request)
+
+    def _decode(self, work: list[Work], others: int) -> list[Request]:
+        """Decode some requests by a run of steps on the device: as many as they want at most and have blocks for, and one where
+        other requests are computed beside them or wait for a place."""
+        assert self.decoder is not None
+        is_awaited = others or (self.scheduler.waiting and len(self.scheduler.running) < self.config.max_running)
+        wanted = {item.request: self._wanted(item.request) for item in work}
+        steps = 1 if is_awaited else self.scheduler.reserve(wanted, self.config.device_steps)
+        requests = list(wanted)
+        for drawn in self.decoder.run(requests, steps):
+            for request, token in zip(requests, drawn, strict=True):
+                if not request.is_finished:
+                    if token is None:
+                        raise FloatingPointError(NO_NUMBERS)
+                    self.scheduler.computed(request, len(request.tokens))
+                    self._append(request, token)
+                    self.counters.computed_tokens += 1
+            self.counters.steps += 1
+        return requests
+
+    def _wanted(self, request: Request) -> int:
+        """How many tokens a request may get yet."""
+        return min(request.params.max_tokens - request.num_sampled, self.max_context - len(request.tokens))
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None, mixing: bool = False) -> int:
         """Replace weights in place, by the model's own parameter names; returns the new version.
@@ -232,8 +277,13 @@ class Engine:
         if not asked:
             return []
         logits = self.runner.logits(step, [row for _, row in asked])
-        draws = [Draw(request.params, request.seed, request.num_sampled, _allowed(request)) for request, _ in asked]
-        sampled = sample_rows(logits, draws)
+        if self.decoder is not None and all(is_drawn_on_device(request) for request, _ in asked):
+            sampled = self.decoder.draw(logits, [request for request, _ in asked])
+            if None in sampled:
+                raise FloatingPointError(NO_NUMBERS)
+        else:
+            draws = [Draw(request.params, request.seed, request.num_sampled, _allowed(request)) for request, _ in asked]
+            sampled = sample_rows(logits, draws)
         for (request, _), drawn in zip(asked, sampled, strict=True):
             if drawn is None:
                 request.stop_reason = StopReason.CONSTRAINT

@@ -25,6 +25,8 @@ from rorqual.policy import SamplingParams
 TILE_LOGITS = 1 << 16
 """Logits computed at once: 512 KiB of float64."""
 
+NO_NUMBERS = "the model's logits are not numbers: its weights have diverged, or its dtype overflows"
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -71,7 +73,7 @@ def _sample_tile(raw: np.ndarray, draws: Sequence[Draw]) -> list[Sampled | None]
     top = raw.max(1, keepdims=True)
     shift = top + np.log(np.exp(raw - top).sum(1, keepdims=True))
     if not np.isfinite(shift).all():
-        raise FloatingPointError("the model's logits are not numbers: its weights have diverged, or its dtype overflows")
+        raise FloatingPointError(NO_NUMBERS)
     kept = kept_weights(raw, draws)
     tokens, index = kept.draw(_noise(draws)), np.arange(len(draws))
     drawn, plain = kept.logprobs_of(tokens).tolist(), (raw[index, tokens] - shift[:, 0]).tolist()

@@ -8,6 +8,7 @@ arrival gives its own up and is computed again later (from the prefix cache, as 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rorqual.engine.blocks import BlockPool, chain_hashes
@@ -147,6 +148,23 @@ class Scheduler:
         request.draft = None
         request.preemptions += 1
         self.waiting.appendleft(request)
+
+    def reserve(self, wanted: Mapping[Request, int], most: int) -> int:
+        """Take blocks so that each running request may get its number of further tokens, or n of them where that is less; returns
+        n: at most `most`, as large as the longest wants and free blocks admit, at least 1 (for that the blocks are held)."""
+        n = min(most, max(wanted.values()))
+        while n > 1:
+            missing = {
+                request: self.pool.blocks_for(len(request.tokens) + min(n, count) - 1) - len(request.blocks)
+                for request, count in wanted.items()
+            }
+            fresh = self.pool.allocate(sum(count for count in missing.values() if count > 0))
+            if fresh is not None:
+                for request, count in missing.items():
+                    request.blocks += [fresh.pop() for _ in range(count)]
+                break
+            n //= 2
+        return max(n, 1)
 
     def _grow(self, request: Request, budget: int) -> Work | None:
         item = self._work(request, budget)

@@ -49,3 +49,13 @@ def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """
     product = row_product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], len(weight))
     return product if bias is None else product + bias
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [N, D] times the transpose of weight [M, D] -> float32 [N, M], the products summed in float32 whatever the inputs' dtype.
+
+    Where nothing is differentiated on a GPU, 16-bit inputs are not widened first: their products are exact in float32 anyhow.
+    """
+    if x.is_cuda and x.dtype == weight.dtype and x.dtype.itemsize == 2 and not torch.is_grad_enabled():
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return invariant_linear(x.float(), weight.float())

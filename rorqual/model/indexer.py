@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rorqual.kernels.linear import invariant_linear
+from rorqual.kernels.linear import wide_linear
 from rorqual.kernels.rowwise import hadamard_transform
 from rorqual.model.config import ModelConfig
 from rorqual.model.linear import LayerNorm, Linear
@@ -42,7 +42,7 @@ class Indexer(nn.Module):
         """x [N, D] the normalised layer input, c_q [N, q_lora_rank] the query latent (x itself where there is none)."""
         query = self._rotate(self.wq_b(c_q).unflatten(-1, (self.config.index_n_heads, -1)), rotation)  # [N, I, C]
         constants = self.config.index_head_dim**-0.5 * self.config.index_n_heads**-0.5
-        weight = invariant_linear(x.float(), self.weights_proj.weight.float()) * constants  # [N, I]
+        weight = wide_linear(x, self.weights_proj.weight) * constants  # [N, I]
         return IndexQueries(query, weight)
 
     def keys(self, x: Tensor, rotation: Rotation) -> Tensor:

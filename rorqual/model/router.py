@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from rorqual.kernels.linear import invariant_linear
+from rorqual.kernels.linear import wide_linear
 from rorqual.model.config import ModelConfig
 
 
@@ -45,7 +45,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, replayed: Tensor | None = None) -> Routing:
         """x [N, D]; replayed int [N, K]: experts to use instead of choosing, a row of -1 chooses."""
-        logits = invariant_linear(x.float(), self.weight.float())  # [N, E]
+        logits = wide_linear(x, self.weight)  # [N, E]
         scores = 1 / (1 + (-logits).exp())  # torch.sigmoid gives other bits at the end of a tensor on CPU
         experts = choose_experts(scores.detach() + self.expert_bias, self.config)
         if replayed is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.errors import UserError
-from rorqual.kernels.linear import invariant_linear
+from rorqual.kernels.linear import invariant_linear, wide_linear
 from rorqual.model.block import Block
 from rorqual.model.cache import KeyCache, OwnRows
 from rorqual.model.call import ABSORBED, AttentionMode, Call
@@ -129,13 +129,15 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [N, V] of normalised hidden states [N, D]."""
+        if hidden.is_cuda:
+            return wide_linear(hidden, self.head.weight)
         return invariant_linear(hidden.float(), self._wide_head())
 
     def _wide_head(self) -> Tensor:
         """The head in float32. Where a bf16 model decodes on a CPU the copy is kept until the head changes: making it anew for
         every token would cost as much as the product."""
         weight = self.head.weight
-        if weight.dtype == torch.float32 or weight.device.type != "cpu" or torch.is_grad_enabled():
+        if weight.dtype == torch.float32 or torch.is_grad_enabled():
             return weight.float()
         state = (weight.data_ptr(), weight._version)
         if self._head_copy is None or self._head_copy[0] is not weight or self._head_copy[1] != state:
