@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from rorqual.synthesis.general.calculus import Arg, Atom
 from rorqual.synthesis.general.gates import GATES, run_gates
+from rorqual.synthesis.general.goals import Const, Pick, Selector, in_order
 
 from .planted import PLANTED, good_trial
 
@@ -33,3 +35,14 @@ def test_every_gate_has_a_planted_task() -> None:
 @pytest.mark.parametrize("gate", PLANTED)
 def test_a_planted_bad_task_is_rejected_by_its_gate_alone(gate: str) -> None:
     assert rejecting(good_trial(**PLANTED[gate])) == {gate}
+
+
+def test_the_arguments_of_a_stored_step_follow_those_that_they_name() -> None:
+    def pick(head: str) -> Pick:
+        return Pick(Selector("rows", (Atom("size", "<=", Arg(head)),)))
+
+    made = {"party": Const("p1"), "slot": pick("party.size"), "guide": pick("slot.region"), "alone": pick("self.size")}
+    stored = dict(sorted(made.items()))
+    assert list(in_order(made)) == list(made.items()), "an order that holds is left as it is"
+    assert list(stored) == ["alone", "guide", "party", "slot"]
+    assert [name for name, _ in in_order(stored)] == ["alone", "party", "slot", "guide"]

@@ -104,6 +104,22 @@ def selectors(goal: Goal) -> Iterator[Selector]:
         yield goal.ask.selector
 
 
+def in_order(args: Mapping[str, Ref]) -> Iterator[tuple[str, Ref]]:
+    """A step's arguments, each after those that its selector names; a stored goal's come sorted by name instead."""
+    waiting = dict(args)
+    while waiting:
+        free = (name for name, value in waiting.items() if not _named(value) & (waiting.keys() - {name}))
+        name = next(free, next(iter(waiting)))
+        yield name, waiting.pop(name)
+
+
+def _named(value: Ref) -> set[str]:
+    """The heads of the paths that an argument is compared with."""
+    if not isinstance(value, Pick):
+        return set()
+    return {atom.value.path.partition(".")[0] for atom in value.selector.all_atoms if isinstance(atom.value, Arg)}
+
+
 TYPES = {
     name: kind
     for module in (calculus, domain, sys.modules[__name__])

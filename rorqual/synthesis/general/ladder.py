@@ -18,7 +18,7 @@ from typing import Any
 from rorqual.synthesis.general.calculus import Action, Arg, Atom, Closure, Path
 from rorqual.synthesis.general.domain import Domain
 from rorqual.synthesis.general.exact import Unsolvable, cheapest_path
-from rorqual.synthesis.general.goals import Ask, Const, Diff, Goal, Pick, Selector, Step
+from rorqual.synthesis.general.goals import Ask, Const, Diff, Goal, Pick, Selector, Step, in_order
 from rorqual.synthesis.general.surface import parent_column, plural, reader_names
 from rorqual.tasks import Task, Verdict, WorldSession
 from rorqual.tasks.session import ToolCall
@@ -260,7 +260,7 @@ class Planner:
     def _step(self, i: int, step: Step, bound: dict[str, tuple[str, Any]]) -> None:
         action = self.domain.action(step.action)
         local = dict(bound)
-        for name, value in step.args.items():
+        for name, value in in_order(step.args):
             if isinstance(value, Const):
                 local[name] = ("", value.value)
             elif isinstance(value, Pick):
