@@ -175,12 +175,12 @@ def held_out_primers(directory: Path, most: int) -> Path:
     wanted: dict[str, int] = {}
     for domain in PRIMERS:  # the larger ones last: they fill what the small ones lack
         rest = -(-(most - sum(wanted.values())) // (len(PRIMERS) - len(wanted)))
-        wanted[domain] = _append_primers(store, domain, rest)
+        wanted[domain] = append_primers(store, domain, rest)
     store.seal({"held_out": wanted})
     return directory
 
 
-def _append_primers(store: Store, domain: str, most: int) -> int:
+def append_primers(store: Store, domain: str, most: int) -> int:
     """Held-out tasks of one domain, until there are enough or no new one is found in a long while; how many there are."""
     config, order = PrimerConfig(seed=1, domains=domain), PRIMERS.index(domain)
     seen, number, last = set[str](), 0, 0

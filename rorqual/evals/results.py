@@ -170,6 +170,7 @@ def accounts(attempts: Attempts, prices: Prices) -> dict[str, float]:
         "resets": sum(turn.is_reset for turn in turns),
         "tool_calls": len(calls),
         "tool_failures": sum(bool(call.failure) for call in calls),
+        "refused_calls": sum(call.content.startswith('{"error"') for call in calls if not call.failure),
         "cost": (prompt * prices.prompt + sampled * prices.completion) / 1e6,
     }
 
