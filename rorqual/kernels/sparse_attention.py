@@ -22,7 +22,9 @@ KEY_BLOCK = 512
 """Selected keys summed at once. Blocks are summed in order, so that an empty one at the end changes no bit and is left out."""
 
 
-def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+def sparse_attention(
+    q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, *, atomic_backward: bool = False
+) -> tuple[Tensor, Tensor]:
     """Softmax attention of each query over its own keys.
 
     q [T, H, L+R], kv [S, L+R], indices integer [T, K] of positions in kv (negative: none, anywhere; no position twice),
@@ -36,14 +38,19 @@ def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
     Differentiable with respect to q and kv, through out and lse. Truly sparse: rows are gathered tile by tile, forward and
     backward, and nothing of [T, S] or [T, H, K] is kept. On CPU a query's result is bitwise the same in any batch, chunk or
     tile with the same K, and the gradients are repeatable; what kv holds at positions that are not selected is never used.
+    atomic_backward: on a GPU the gradient of kv is summed by atomic additions, whose order, so whose last bits, differ from run
+    to run; it needs no sorting. The default sums in a fixed order.
     """
-    return (triton_form("sparse_attention", q, kv, indices) or sparse_attention_plain)(q, kv, indices, scale, value_dim)
+    form = triton_form("sparse_attention", q, kv, indices) or sparse_attention_plain
+    return form(q, kv, indices, scale, value_dim, atomic_backward=atomic_backward)
 
 
-def sparse_attention_plain(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+def sparse_attention_plain(
+    q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, *, atomic_backward: bool = False
+) -> tuple[Tensor, Tensor]:
     if kv.dtype == torch.uint8:
         return packed_attention_plain(q, kv, indices, scale, value_dim)
-    return _SparseAttention.apply(q, kv, indices, scale, value_dim)  # type: ignore[return-value]
+    return _SparseAttention.apply(q, kv, indices, scale, value_dim, atomic_backward)  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -63,7 +70,9 @@ def packed_attention_plain(q: Tensor, kv: Tensor, indices: Tensor, scale: float,
 
 class _SparseAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, atomic: bool
+    ) -> tuple[Tensor, Tensor]:
         T, H, _ = q.shape
         dtype = accumulator(q, kv)
         out = torch.empty(T, H, value_dim, dtype=dtype, device=q.device)
@@ -71,7 +80,7 @@ class _SparseAttention(torch.autograd.Function):
         for rows in query_tiles(q, indices):
             out[rows], lse[rows] = attend(q[rows], kv, indices[rows], scale, value_dim, dtype)
         ctx.save_for_backward(q, kv, indices, out, lse)
-        ctx.scale = scale
+        ctx.scale, ctx.atomic = scale, atomic
         return out.to(q.dtype), lse
 
     @staticmethod
@@ -81,9 +90,9 @@ class _SparseAttention(torch.autograd.Function):
         grad_q, grad_kv = torch.empty_like(q), torch.zeros_like(kv, dtype=out.dtype)
         for rows in query_tiles(q, indices):
             grad_q[rows] = attend_backward(
-                q[rows], kv, indices[rows], ctx.scale, out[rows], lse[rows], grad_out[rows], grad_lse[rows], grad_kv
+                q[rows], kv, indices[rows], ctx.scale, out[rows], lse[rows], grad_out[rows], grad_lse[rows], grad_kv, ctx.atomic
             )
-        return grad_q, grad_kv.to(kv.dtype), None, None, None
+        return grad_q, grad_kv.to(kv.dtype), None, None, None, None
 
 
 def query_tiles(q: Tensor, indices: Tensor) -> list[slice]:
@@ -129,6 +138,7 @@ def attend_backward(
     grad_out: Tensor,
     grad_lse: Tensor,
     grad_kv: Tensor,
+    atomic: bool = False,
 ) -> Tensor:
     """One tile: returns the gradient of q [t, H, D], and adds those of the gathered rows into grad_kv [S, D]."""
     dtype, value_dim = out.dtype, out.shape[-1]
@@ -141,7 +151,8 @@ def attend_backward(
     grad_scores = (grad_out @ entries[..., :value_dim].transpose(1, 2)).add_(drift).mul_(weights).mul_(scale)
     # As a key an entry gets dS^T q, as a value P^T dO: one product over both, since what it costs is writing [t, K, D].
     grad_values = F.pad(grad_out, (0, q.shape[2] - value_dim))
-    add_rows(grad_kv, indices, torch.cat([grad_scores, weights], 1).transpose(1, 2) @ torch.cat([q, grad_values], 1))
+    rows = torch.cat([grad_scores, weights], 1).transpose(1, 2) @ torch.cat([q, grad_values], 1)
+    add_rows(grad_kv, indices, rows, atomic)
     return grad_scores @ entries
 
 
@@ -170,12 +181,12 @@ def gather_rows(source: Tensor, indices: Tensor) -> Tensor:
     return rows.masked_fill_(empty[:, None, None], 0) if bool(empty.any()) else rows
 
 
-def add_rows(target: Tensor, indices: Tensor, rows: Tensor) -> None:
-    """target[indices[t, k]] += rows[t, k], in that order, repeatably; rows must be 0 where the index is negative."""
+def add_rows(target: Tensor, indices: Tensor, rows: Tensor, atomic: bool = False) -> None:
+    """target[indices[t, k]] += rows[t, k], in that order unless atomic; rows must be 0 where the index is negative."""
     if not len(target):
         return
     rows, flat = rows.flatten(0, 1), present(indices).view(-1)
-    if target.is_cuda:  # index_add_ would add atomically
+    if target.is_cuda and not atomic:  # index_add_ would add atomically
         target.index_put_((flat,), rows, accumulate=True)
     else:
         target.index_add_(0, flat, rows)

@@ -5,7 +5,8 @@ programs than the GPU has processors (decode), the keys of a query are shared am
 
 Backward, deterministic: no atomic adds. For a chunk of queries a first kernel recomputes each selected key's probabilities and
 score gradients; one batched matrix product turns them into the gradient of every selected row, summed over the heads; then the
-rows are summed by key in a fixed order, that of the queries. Memory is bounded by the chunk (BACKWARD_BYTES), whatever T and S.
+rows are summed by key in a fixed order, that of the queries (or, where asked, by atomic additions in any order). Memory is
+bounded by the chunk (BACKWARD_BYTES), whatever T and S.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ HEAD_GROUP = 64
 """Heads of one program of the Hopper forms."""
 
 
-def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+def sparse_attention(
+    q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, *, atomic_backward: bool = False
+) -> tuple[Tensor, Tensor]:
     """The contract is that of `rorqual.kernels.sparse_attention`; bfloat16, float16 and float32, others run the plain form.
 
     For a paged cache pass the flat view [blocks * page, L + R] as kv, and physical slots as indices. Results are repeatable; a
@@ -39,8 +42,8 @@ def sparse_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
     if kv.dtype == torch.uint8 and q.dtype != torch.float64:
         return packed_attention(q, kv, indices, scale, value_dim)
     if q.dtype != kv.dtype or q.dtype not in (torch.bfloat16, torch.float16, torch.float32) or q.shape[-1] == value_dim:
-        return sparse_attention_plain(q, kv, indices, scale, value_dim)
-    return _SparseAttention.apply(q, kv, indices, scale, value_dim)  # type: ignore[return-value]
+        return sparse_attention_plain(q, kv, indices, scale, value_dim, atomic_backward=atomic_backward)
+    return _SparseAttention.apply(q, kv, indices, scale, value_dim, atomic_backward)  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -51,19 +54,22 @@ def packed_attention(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value
 
 class _SparseAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, atomic: bool
+    ) -> tuple[Tensor, Tensor]:
         q, kv, indices = q.contiguous(), kv.contiguous(), indices.to(torch.int32).contiguous()
         out, lse = attend(q, kv, indices, scale, value_dim)
         ctx.save_for_backward(q, kv, indices, out, lse)
-        ctx.scale = scale
+        ctx.scale, ctx.atomic = scale, atomic
         return out, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, indices, out, lse = ctx.saved_tensors
-        grad_q, grad_kv = attend_backward(q, kv, indices, ctx.scale, out, lse, grad_out.contiguous(), grad_lse)
-        return grad_q, grad_kv, None, None, None
+        grad_out = grad_out.contiguous()
+        grad_q, grad_kv = attend_backward(q, kv, indices, ctx.scale, out, lse, grad_out, grad_lse, atomic=ctx.atomic)
+        return grad_q, grad_kv, None, None, None, None
 
 
 def attend(
@@ -279,9 +285,11 @@ def merge_kernel(PARTS, PART_LSE, OUT, LSE, shares, rows, L: tl.constexpr, LP: t
 
 def attend_backward(
     q: Tensor, kv: Tensor, indices: Tensor, scale: float, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
-    portable: bool = False,
+    portable: bool = False, atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of q and kv, bitwise repeatable. lse is the natural logarithm that the forward returned."""
+    """Gradients of q and kv, bitwise repeatable unless atomic (that of kv is then summed by atomic additions, in any order).
+
+    lse is the natural logarithm that the forward returned."""
     T, H, D = q.shape
     S, K = len(kv), indices.shape[1]
     grad_q, grad_kv = torch.zeros_like(q), torch.zeros(S, D, dtype=torch.float32, device=q.device)
@@ -292,7 +300,7 @@ def attend_backward(
         for first in range(0, T, chunk):
             queries = slice(first, min(first + chunk, T))
             rows = row_gradients(q, kv, indices, scale, grad_out, lse, drift, grad_q, queries, portable)
-            add_by_key(grad_kv, indices[queries], rows, out.shape[-1])
+            (add_atomically if atomic else add_by_key)(grad_kv, indices[queries], rows, out.shape[-1])
             del rows
     return grad_q, grad_kv.to(kv.dtype)
 
@@ -464,3 +472,28 @@ def add_rows_kernel(
         at = TOTAL + key * (L + R)
         tl.store(at + l, tl.load(at + l, mask=l < L) + tl.sum(left, 0), mask=l < L)
         tl.store(at + L + r, tl.load(at + L + r, mask=r < R) + tl.sum(right, 0), mask=r < R)
+
+
+def add_atomically(total: Tensor, indices: Tensor, rows: Tensor, value_dim: int) -> None:
+    """As add_by_key, by atomic additions: no sort and no second pass, but sums in any order."""
+    count, D = indices.numel(), total.shape[1]
+    rope = D - value_dim
+    add_atomically_kernel[(triton.cdiv(count, 8),)](
+        rows, indices, total, count, L=value_dim, R=rope,
+        LP=triton.next_power_of_2(value_dim), RP=triton.next_power_of_2(rope), B=8, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def add_atomically_kernel(
+    ROWS, INDICES, TOTAL, count, L: tl.constexpr, R: tl.constexpr, LP: tl.constexpr, RP: tl.constexpr, B: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
+    index = tl.load(INDICES + at, mask=at < count, other=-1)
+    row, key = at * (L + R), tl.maximum(index, 0).to(tl.int64) * (L + R)
+    l, r = tl.arange(0, LP)[None, :], tl.arange(0, RP)[None, :]
+    left, right = (index >= 0)[:, None] & (l < L), (index >= 0)[:, None] & (r < R)
+    latent = tl.load(ROWS + row[:, None] + l, mask=left, other=0.0).to(tl.float32)
+    tl.atomic_add(TOTAL + key[:, None] + l, latent, mask=left, sem="relaxed")
+    rope = tl.load(ROWS + row[:, None] + L + r, mask=right, other=0.0).to(tl.float32)
+    tl.atomic_add(TOTAL + key[:, None] + L + r, rope, mask=right, sem="relaxed")

@@ -169,6 +169,31 @@ def test_offsets_beyond_two_billion_elements():
 
 
 @on_each_device
+@pytest.mark.parametrize("chunked", [False, True])
+def test_atomic_backward_sums_to_the_same_gradient(device, chunked, monkeypatch):
+    """Only the order differs, and only that of kv's gradient; the default stays the one with a fixed order."""
+    if chunked:
+        monkeypatch.setattr(form, "BACKWARD_BYTES", 1)
+    q, kv, indices, grad_out, _ = case(6, 4, 33, 50, 32, 16, torch.float32, device)
+    grads = {}
+    for atomic in (False, True):
+        a, b = q.clone().requires_grad_(), kv.clone().requires_grad_()
+        out = form.sparse_attention(a, b, indices, 0.2, 32, atomic_backward=atomic)[0]
+        grads[atomic] = torch.autograd.grad(out, (a, b), grad_out)
+    assert torch.equal(grads[True][0], grads[False][0])
+    assert relative(grads[True][1], grads[False][1].double()) < 1e-6
+
+
+@pytest.mark.gpu
+def test_atomic_backward_of_the_released_shape_matches_float64():
+    q, kv, indices, grad_out, grad_lse = case(40, 128, 300, 700, 512, 64, torch.bfloat16, "cuda")
+    out, lse = form.attend(q, kv, indices, 0.1, 512)
+    wanted = form.attend_backward(q, kv, indices, 0.1, out, lse, grad_out, grad_lse)
+    found = form.attend_backward(q, kv, indices, 0.1, out, lse, grad_out, grad_lse, atomic=True)
+    assert torch.equal(found[0], wanted[0]) and relative(found[1], wanted[1].double()) < 4e-3
+
+
+@on_each_device
 def test_autograd_runs_through_the_dispatched_function(device):
     q, kv, indices, grad_out, _ = case(3, 2, 9, 12, 16, 16, torch.float32, device)
     q.requires_grad_(), kv.requires_grad_()
