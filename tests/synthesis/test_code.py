@@ -4,6 +4,9 @@
 # ruff: noqa: E501 - the planted patches are whole lines of source
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -111,6 +114,19 @@ def test_every_change_alters_the_meaning_of_one_function() -> None:
     texts = [m.apply(SOURCE) for m in made]
     assert len({t for t in texts if t}) >= 8 and {m.function for m in made} == {"total", "spread"}
     assert all(t is None or t != SOURCE for t in texts) and FAULTY in texts
+
+
+def test_a_change_is_kept_exactly_where_the_whole_module_still_parses_and_means_something_else() -> None:
+    source = inspect.getsource(textwrap) + "\nclass Empty: pass; x = 1\n"
+    for mutation in mutations("textwrap.py", source):
+        first, last = mutation.span
+        data = source.encode()
+        whole = (data[:first] + mutation.replacement.encode() + data[last:]).decode()
+        try:
+            differs = ast.dump(ast.parse(whole)) != ast.dump(ast.parse(source))
+        except SyntaxError:
+            differs = False
+        assert mutation.apply(source) == (whole if differs else None), mutation
 
 
 @pytest.mark.slow

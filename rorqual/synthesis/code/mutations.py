@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -27,19 +28,42 @@ class Mutation:
 
     def apply(self, source: str) -> str | None:
         """The file after the change; None where that does not compile, or means the same."""
-        data = source.encode()
-        changed = (data[: self.span[0]] + self.replacement.encode() + data[self.span[1] :]).decode()
+        data, (first, last) = source.encode(), self.span
+        start, end = next((a, b) for a, b in _statements(source) if a <= first and last <= b)
+        head, tail = data[start:first].decode(), data[last:end].decode()
         try:
-            return None if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)) else changed
+            if _meaning(head + self.replacement + tail) == _meaning(data[start:end].decode()):
+                return None
         except SyntaxError:
             return None
+        return data[:start].decode() + head + self.replacement + tail + data[end:].decode()
+
+
+@lru_cache(maxsize=64)
+def _statements(source: str) -> tuple[tuple[int, int], ...]:
+    """The bytes of each statement of a module, in whole lines: text that stands for itself. Some share their lines."""
+    starts = _starts(source)
+    first = [min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]) for node in ast.parse(source).body]
+    last = [node.end_lineno or node.lineno for node in ast.parse(source).body]
+    return tuple((starts[a - 1], starts[b]) for a, b in zip(first, last, strict=True))
+
+
+@lru_cache(maxsize=512)
+def _meaning(text: str) -> str:
+    return ast.dump(ast.parse(text))
+
+
+def _starts(source: str) -> list[int]:
+    """The first byte of each line."""
+    starts = [0]
+    for line in source.encode().split(b"\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    return starts
 
 
 def mutations(path: str, source: str) -> Iterator[Mutation]:
     """All single changes of all functions of a file, in the order of the text."""
-    starts = [0]
-    for line in source.encode().split(b"\n"):
-        starts.append(starts[-1] + len(line) + 1)
+    starts = _starts(source)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             first = node.decorator_list[0].lineno if node.decorator_list else node.lineno

@@ -40,10 +40,12 @@ class Zygote:
 
     def __init__(self):
         self.items, self.functions, self.here = {}, {}, os.getcwd()
+        self.compiled = ("", "", {})
 
     def pytest_runtestloop(self, session):
         from _pytest.junitxml import mangle_test_address
 
+        session.config.option.tbstyle = "native"  # of failures only their number is wanted, and long tracebacks take long
         for item in session.items:
             *owner, name = mangle_test_address(item.nodeid)
             self.items.setdefault(f"{item.nodeid.partition('::')[0]}::{'.'.join(owner).rpartition('.')[2]}::{name}", []).append(
@@ -64,11 +66,15 @@ class Zygote:
         with open(path, encoding="utf-8") as file:
             before = file.read()
         try:
+            changes = self.changes(path, before, request["text"])
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return {"problem": f"{type(error).__name__}: {error}"[:300]}
+        try:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(request["text"])
             runs = []
             for _ in range(request["runs"]):
-                found = self.run_forked(path, before, request)
+                found = self.run_forked(changes, request)
                 if isinstance(found, str):
                     return {"problem": found}
                 runs.append(found)
@@ -79,14 +85,14 @@ class Zygote:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(before)
 
-    def run_forked(self, path, before, request):
+    def run_forked(self, changes, request):
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.setpgid(0, 0)
             os.close(read)
             try:
-                found = self.attempt(path, before, request)
+                found = self.attempt(changes, request)
             except BaseException as error:
                 found = f"{type(error).__name__}: {error}"[:300]
             with os.fdopen(write, "w") as file:
@@ -104,25 +110,41 @@ class Zygote:
             os.waitpid(child, 0)
         return json.loads(data) if data else "the run ended: timeout or killed"
 
-    def attempt(self, path, before, request):
-        self.replace(path, before, request["text"])
-        return {name: self.outcome(self.items.get(name, ())) for name in request["tests"]}
+    def attempt(self, changes, request):
+        for function, code in changes:
+            function.__code__ = code
+        order = [(name, item) for name in request["tests"] for item in self.items.get(name, ())]
+        following = [item for _, item in order[1:]] + [None]  # what a module or a class sets up stands until its last test
+        ends = {name: [] for name in request["tests"]}
+        for (name, item), after in zip(order, following, strict=False):
+            ends[name].append(self.outcome(item, after))
+        return {name: worst(found) for name, found in ends.items()}
 
-    def replace(self, path, before, after):
-        old, new = (code_objects(compile(text, path, "exec", dont_inherit=True)) for text in (before, after))
-        for place, code in new.items():
-            if place in old and old[place] != code:
-                for function in self.functions.get((path, *place), ()):
-                    function.__code__ = code
+    def changes(self, path, before, after):
+        """(function, its new code) for every function in memory whose code the new text changes; once for all runs of it."""
+        if self.compiled[:2] != (path, before):
+            self.compiled = (path, before, self.code_of(path, before))
+        old, new = self.compiled[2], self.code_of(path, after)
+        changed = [(place, code) for place, code in new.items() if place in old and old[place] != code]
+        return [(function, code) for place, code in changed for function in self.functions.get((path, *place), ())]
 
-    def outcome(self, items):
+    @staticmethod
+    def code_of(path, text):
+        return code_objects(compile(text, path, "exec", dont_inherit=True))
+
+    def outcome(self, item, after):
         """As JUnit says it: failed where anything of it fails, skipped where it was."""
         from _pytest.runner import runtestprotocol
 
-        ends = [report for item in items for report in runtestprotocol(item, log=False, nextitem=None)]
-        if not ends or any(report.failed for report in ends):
-            return "failed" if ends else "absent"
+        ends = runtestprotocol(item, log=False, nextitem=after)
+        if any(report.failed for report in ends):
+            return "failed"
         return "skipped" if any(report.skipped for report in ends) else "passed"
+
+
+def worst(ends):
+    """Of the items that have one name."""
+    return next((end for end in ("failed", "skipped", "passed") if end in ends), "absent")
 
 
 def drain(fd, deadline):
