@@ -5,13 +5,22 @@ All compute in float32 and go back to x's dtype, so that a kernel that fuses sev
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.kernels.dispatch import triton_form
+
+FUSED_DTYPES, FUSED_WIDTH = (torch.bfloat16, torch.float16, torch.float32), 1 << 14
+"""What the Triton forms take: the rows of one program's registers."""
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight x / sqrt(mean(x^2) + eps) over the last dim: x [..., D], weight [D]."""
+    if form := fused_form("rms_norm", x, weight):
+        return form(x, weight, eps)
     y = x.float()
     # Square root and division are exact roundings; torch.rsqrt gives other bits at the end of a tensor on CPU.
     y = y / (y.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -25,14 +34,33 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def turn_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x0, x1), (x2, x3), ... of x [N, ..., R] by each row's angles, cos and sin float32 [N, R/2]."""
+    if form := fused_form("turn", x, cos, sin):
+        return form(x, cos, sin, True)
     pairs = x.float().unflatten(-1, (-1, 2))
     return _turn(pairs[..., 0], pairs[..., 1], cos, sin, dim=-1).flatten(-2).to(x.dtype)
 
 
 def turn_half_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x_i, x_{i + R/2}) of x [N, ..., R] by each row's angles, cos and sin float32 [N, R/2]."""
+    if form := fused_form("turn", x, cos, sin):
+        return form(x, cos, sin, False)
     halves = x.float().unflatten(-1, (2, -1))
     return _turn(halves[..., 0, :], halves[..., 1, :], cos, sin, dim=-2).flatten(-2).to(x.dtype)
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) up, both of one shape."""
+    if form := fused_form("silu_product", gate, up):
+        return form(gate, up)
+    wide = gate.float()
+    # torch.sigmoid and silu give other bits at the end of a tensor on CPU; exp and division do not.
+    return (wide / (1 + (-wide).exp()) * up.float()).to(gate.dtype)
+
+
+def fused_form(op: str, x: Tensor, *others: Tensor) -> Callable | None:
+    """The function of rowwise_triton.py where it can take x, on a GPU; else None."""
+    form = triton_form(op, x, *others, file="rowwise")
+    return form if form and x.dtype in FUSED_DTYPES and 0 < x.shape[-1] <= FUSED_WIDTH and x.numel() else None
 
 
 def _turn(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor, dim: int) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from rorqual.model.linear import Linear, silu_product
+from rorqual.kernels.rowwise import silu_product
+from rorqual.model.linear import Linear
 
 
 class FFN(nn.Module):

@@ -48,13 +48,6 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
-def silu_product(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up in float32, back to gate's dtype."""
-    wide = gate.float()
-    # torch.sigmoid and silu give other bits at the end of a tensor on CPU; exp and division do not.
-    return (wide / (1 + (-wide).exp()) * up.float()).to(gate.dtype)
-
-
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
     """x [N, H, A] times weight [H, A, B] for each head: [N, H, B]. Rows are as independent of each other as in Linear."""
     x = x.transpose(0, 1)  # [H, N, A]
