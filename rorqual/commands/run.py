@@ -2,6 +2,7 @@
 
 rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model and runs/tiny/report.html
 rorqual run tiny --out runs/mine --pretrain.pace.steps=2000
+rorqual run small --stop-after 500                a part of at most about 500 seconds; the same command goes on from there
 torchrun --nproc-per-node 8 -m rorqual run small  the same stages, sharded
 rorqual run mismatch-lab                          which mismatch breaks GRPO, and what mends it: a table and a page
 """
@@ -21,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="the run's directory; default runs/RECIPE")
     parser.add_argument("--plan", action="store_true", help="print memory, layout, time and cost of each stage; run nothing")
+    parser.add_argument(
+        "--stop-after",
+        type=float,
+        metavar="SECONDS",
+        help="finish the step in hand and save it after so many seconds; exit status 1 until the run has ended",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on the console")
     parser.add_argument("--json", action="store_true", help="print the run's figures as JSON")
 
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> int | None:
     if recipe.pretrain is None:
         raise UserError(f"{args.recipe}: has no table [pretrain], so there is nothing to run; --plan says what it would need")
     directory = run_directory(args.recipe, args.out)
+    if args.stop_after is not None:
+        _stop_after(args.stop_after)
     world = start(recipe.parallel, recipe.device)
     try:
         model = stage.main(recipe, directory, world, args.quiet)
@@ -59,6 +68,23 @@ def run(args: argparse.Namespace) -> int | None:
         print(f"{event['prompt']}|{event['text']}")
     print(f"checkpoint: {model}")
     print(f"page: {directory / 'report.html'}")
+
+
+def _stop_after(seconds: float) -> None:
+    """Let an alarm end the run: a training stage saves its step first, everything else is made again by the next part."""
+    import signal
+
+    from rorqual.errors import UserError
+
+    if seconds <= 0:
+        raise UserError(f"--stop-after {seconds:g}: expected more than 0 seconds")
+
+    def stop(number: int, frame: object) -> None:
+        # Not an error that a part of the run could take for its own.
+        raise SystemExit(f"rorqual run: stopped after {seconds:g} seconds; the same command goes on from the last finished part")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _mismatch_lab(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import torch
 from torch import Tensor
 
 from rorqual.data.store import TokenStore
@@ -81,7 +82,7 @@ def run_steps(
     """Call one_step(step) for the steps that are still to do, and log its metrics.
 
     tensors: all that a step changes, by name; they are saved every `checkpoint_every` steps, when the stage ends, and when
-    it is asked to stop (SIGTERM, Ctrl-C); a later call goes on from the newest whole checkpoint.
+    it is asked to stop (SIGTERM, Ctrl-C, or SIGALRM: its time is over); a later call goes on from the newest whole checkpoint.
     """
     checkpoints = Checkpoints(place.directory / "checkpoints", place.world, place.log, pace.keep_checkpoints)
     facts = checkpoints.load(tensors)
@@ -97,12 +98,18 @@ def run_steps(
             if place.world.is_main:
                 place.log.metrics(step, **metrics)
             progress.advance(note=_note(metrics))
-            last = step + 1 == pace.steps
-            if last or stop or (step + 1) % pace.checkpoint_every == 0:
+            last, asked = step + 1 == pace.steps, _any_asked(stop, place.world)
+            if last or asked or (step + 1) % pace.checkpoint_every == 0:
                 checkpoints.save(step + 1, tensors, {"stage": name})
-            if stop and not last:
-                raise UserError(f"{name}: stopped by a signal after step {step + 1}, which is saved; start it again to go on")
+            if asked and not last:
+                why = "as its time is over" if stop == [signal.SIGALRM] else "by a signal"
+                raise UserError(f"{name}: stopped {why} after step {step + 1}, which is saved; start it again to go on")
     place.log.event("stage ended", stage=name, steps=pace.steps, seconds=round(time.monotonic() - began, 1))
+
+
+def _any_asked(stop: list[int], world: World) -> bool:
+    """Whether any rank was asked: they must stop after the same step."""
+    return bool(stop) if world.size == 1 else bool(world.sum(torch.tensor(float(len(stop)), device=world.device)) > 0)
 
 
 def _note(metrics: dict[str, float]) -> str:
@@ -121,7 +128,7 @@ def _asked_to_stop() -> Iterator[list[int]]:
         asked.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     except ValueError:
         yield asked
         return
