@@ -18,13 +18,13 @@ from rorqual.model.cost import crossovers, dense_flops, sparse_flops
 from rorqual.model.transformer import Transformer
 from rorqual.parallel.world import ParallelConfig, World
 from rorqual.report.quality import quality_page
-from rorqual.runlog import RunLog, write_atomically
+from rorqual.runlog import write_atomically
 from rorqual.stages import prepare, train_sparse, warm_indexer
 from rorqual.stages.prepare import Config as PrepareConfig
 from rorqual.stages.train_sparse import Config as TrainSparseConfig
 from rorqual.stages.warm_indexer import Config as WarmIndexerConfig
 from rorqual.train.export import open_model
-from rorqual.train.loop import Place
+from rorqual.train.loop import Place, Site
 from rorqual.train.quality import DENSE, SPARSE, NeedleConfig, Retrieval, held_out, retrieval, selection, with_random_indexers
 from rorqual.train.setup import BatchConfig, mixture
 
@@ -82,7 +82,7 @@ def main(config: Config, source: Path, destination: Path, work: Path, world: Wor
 
     Returns the report. A killed run goes on where it was.
     """
-    log = RunLog(work if world.is_main else work / "ranks" / str(world.rank), quiet or not world.is_main)
+    log = Site.open(work, world, quiet).log
     log.begin(config)
     text = config.prepare if config.prepare.tokenizer else replace(config.prepare, tokenizer=source)
     if world.is_main:

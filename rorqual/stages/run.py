@@ -23,12 +23,12 @@ from rorqual.stages import extend, post_training, prepare, pretrain, train_spars
 from rorqual.stages.recipe import Recipe, SampleConfig
 from rorqual.train.exhibits import CONTROL_STAGE, record_exhibits
 from rorqual.train.export import MODEL, open_model
-from rorqual.train.loop import Place
+from rorqual.train.loop import Place, Site
 
 
 def main(recipe: Recipe, directory: Path, world: World, quiet: bool = False) -> Path:
     """Run what is left to do of a recipe; the directory of the finished checkpoint, `directory`/model."""
-    log = RunLog(directory if world.is_main else directory / "ranks" / str(world.rank), quiet or not world.is_main)
+    log = Site.open(directory, world, quiet).log
     log.begin(recipe)
     if world.is_main:
         prepare.main(recipe.prepare, directory / "data", log)

@@ -24,7 +24,6 @@ from rorqual.rewards.domains import DomainReward, RewardConfig
 from rorqual.rewards.labelling import Label, LabelConfig, label
 from rorqual.rewards.proof_judges import Judges
 from rorqual.rollout.trajectory import Trajectory
-from rorqual.runlog import RunLog
 from rorqual.stages import grpo, sft
 from rorqual.stages.proof_pool import DOMAINS, PROOF_REWARD, JudgeConfig, open_judges, proof_pool
 from rorqual.stages.sampling import AttemptConfig, attempts
@@ -128,7 +127,7 @@ def _generator(config: Config, verifier: Path, tasks: TaskSet, number: int, site
 
 
 def _reasoning(config: Config, start: Path, verifier: Path | None, tasks: TaskSet, site: Site) -> Path:
-    place = Site(site.directory / "reasoning", site.world, _log(site, site.directory / "reasoning"))
+    place = site.below("reasoning")
     assert config.reasoning is not None
     stage = replace(config.reasoning, rewards=reduced(config.reasoning.rewards, config.length_share))
     with open_judges(config.judges, verifier, site.world.device) as judges:
@@ -255,9 +254,4 @@ def _score(trajectory: Trajectory | None) -> float:
 
 
 def _below(site: Site, number: int, name: str) -> Site:
-    directory = site.directory / f"iteration-{number}" / name
-    return Site(directory, site.world, _log(site, directory))
-
-
-def _log(site: Site, directory: Path) -> RunLog:
-    return RunLog(directory if site.world.is_main else directory / "ranks" / str(site.world.rank), site.log.quiet)
+    return site.below(f"iteration-{number}/{name}")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rorqual.config import build, dump, to_mapping
 from rorqual.errors import UserError, require
 from rorqual.rewards.judging import JudgeConfig
-from rorqual.runlog import RunLog, write_atomically
+from rorqual.runlog import write_atomically
 from rorqual.stages import grpo
 from rorqual.stages.task_set import TaskSet
 from rorqual.train.loop import Site
@@ -114,19 +114,16 @@ def read_specialists(directory: Path) -> list[Specialist]:
 def _in_turn(config: Config, init: Path, tasks: TaskSet, site: Site, planned: Sequence[Specialist]) -> dict[str, str]:
     failures: dict[str, str] = {}
     for each in planned:
-        directory = each.model.parent
-        logs = directory if site.world.is_main else directory / "ranks" / str(site.world.rank)
-        log = RunLog(logs, site.log.quiet)
+        place = site.below(each.name)
         try:
-            with _alone(directory):
-                settings = config.run(each.domain, each.mode)
-                grpo.main(settings, init, grpo.pool_of(tasks.of([each.domain])), Site(directory, site.world, log))
+            with _alone(place.directory):
+                grpo.main(config.run(each.domain, each.mode), init, grpo.pool_of(tasks.of([each.domain])), place)
         except UserError as error:
             if site.world.size > 1 or "stopped by a signal" in str(error):
                 raise
             failures[each.name] = str(error)
         finally:
-            log.close()
+            place.log.close()
         _note(site, each, failures.get(each.name, ""))
     return failures
 
