@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from rorqual.bench import timing
 from rorqual.commands import bench
 
 RUNS = [
@@ -43,7 +44,7 @@ def main() -> None:
         try:
             torch.cuda.reset_peak_memory_stats()
             figures.append(bench.measure(str(run["op"]), arguments(**run)))
-            print(bench.describe(figures[-1]), f"[{time.time() - began:.0f} s]", flush=True)
+            print(timing.describe(figures[-1]), f"[{time.time() - began:.0f} s]", flush=True)
         except Exception as error:
             traceback.print_exc(limit=-4)
             figures.append({**run, "failed": str(error)[:500]})

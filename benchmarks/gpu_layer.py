@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from rorqual.commands.bench import RELEASED_SCALE, bf16, dense_attention, median_seconds, peer, replayed
+from rorqual.bench.attention import dense_attention
+from rorqual.bench.timing import RELEASED_SCALE, bf16, median_seconds, peer, replayed
 from rorqual.kernels.select_tokens_triton import select_cached_tokens, select_tokens
 from rorqual.kernels.sparse_attention_triton import attend
 

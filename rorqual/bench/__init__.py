@@ -1,0 +1,1 @@
+"""What `rorqual bench` times: a case for each op, and how a case is checked, timed and compared."""
