@@ -38,7 +38,8 @@ def token_logprobs(
     return_entropy: also the entropy of each row's distribution in nats, [N].
 
     Differentiable with respect to hidden and head, through both results; temperature, kept and bias get none. The mean of
-    the negative is the cross-entropy. On CPU a row is bitwise the same in any batch. Holds CHUNK_LOGITS logits, never [N, V].
+    the negative is the cross-entropy. On CPU a row is bitwise the same in any batch. 16-bit inputs are multiplied and summed in
+    float32. Holds CHUNK_LOGITS logits, never [N, V], and on CPU a float32 copy of a 16-bit head.
     """
     form = triton_form("token_logprobs", hidden, head, targets) or token_logprobs_plain
     return form(hidden, head, targets, temperature, kept, bias, return_entropy=return_entropy)
@@ -93,8 +94,9 @@ class _TokenLogprobs(torch.autograd.Function):
         return_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs, lse, entropy = (torch.zeros_like(temperature).contiguous() for _ in range(3))
+        wide_head = head.to(temperature.dtype)
         for rows in row_chunks(len(hidden), len(head)):
-            logits = kept_logits(hidden, head, temperature, tokens, offsets, bias, rows)  # [n, V]
+            logits = kept_logits(hidden, wide_head, temperature, tokens, offsets, bias, rows)  # [n, V]
             lse[rows] = torch.logsumexp(logits, 1)
             logprobs[rows] = logits.gather(1, targets[rows, None].long()).squeeze(1) - lse[rows]
             if return_entropy:
@@ -111,15 +113,16 @@ class _TokenLogprobs(torch.autograd.Function):
         dtype = temperature.dtype
         grad = grad.masked_fill(logprobs == -torch.inf, 0) / temperature
         grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=dtype)
+        wide_head = head.to(dtype)
         for rows in row_chunks(len(hidden), len(head)):
-            logs = kept_logits(hidden, head, temperature, tokens, offsets, bias, rows).sub_(lse[rows, None])  # [n, V]
+            logs = kept_logits(hidden, wide_head, temperature, tokens, offsets, bias, rows).sub_(lse[rows, None])  # [n, V]
             if ctx.return_entropy:  # dH / dlogit = -p (log p + H)
                 drift = torch.where(logs == -torch.inf, 0, logs + entropy[rows, None])
                 factor = drift.mul_((grad_entropy / temperature)[rows, None]).add_(grad[rows, None]).neg_()
             else:
                 factor = -grad[rows, None]
             grad_logits = logs.exp_().mul_(factor).scatter_add_(1, targets[rows, None].long(), grad[rows, None])
-            grad_hidden[rows] = (grad_logits @ head.to(dtype)).to(hidden.dtype)
+            grad_hidden[rows] = (grad_logits @ wide_head).to(hidden.dtype)
             grad_head.addmm_(grad_logits.t(), hidden[rows].to(dtype))
         return grad_hidden, grad_head.to(head.dtype), None, None, None, None, None, None
 
@@ -139,9 +142,12 @@ def kept_logits(
     bias: Tensor | None,
     rows: slice,
 ) -> Tensor:
-    """Logits of a chunk after bias, temperature and kept set: [n, V], -inf where not kept."""
+    """Logits of a chunk after bias, temperature and kept set: [n, V], -inf where not kept.
+
+    head is of temperature's dtype, so that 16-bit states and heads are multiplied in float32, as the model does where it samples.
+    """
     dtype = temperature.dtype
-    logits = row_product(hidden[rows], head).to(dtype)
+    logits = row_product(hidden[rows].to(dtype), head)
     if bias is not None:
         logits.add_(bias.to(dtype))
     logits.div_(temperature[rows, None])
