@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rorqual.report import proven
 from rorqual.report.markup import Html, Section, absent, code, prose, table
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,16 +47,21 @@ def _proof(path: Path) -> str:
     if not isinstance(record, dict) or not record:
         return ""
     figures = record.get("figures", {k: v for k, v in record.items() if k not in ("command", "commit")})
-    rows = list(flat(figures))
-    more = f"<p><em>{len(rows) - MAX_FIGURES:,} more figures in {escape(path.name)}.</em></p>" if len(rows) > MAX_FIGURES else ""
-    shown = table(("figure", "value"), [(Html(escape(name)), value) for name, value in rows[:MAX_FIGURES]])
+    shown = proven.shown(path.stem, figures) or _figures(figures, path.name)
     claim, _, rest = _claim(path.stem).partition(". ")
     title = f"<b>{escape(path.stem.replace('_', ' '))}</b> {escape(claim.rstrip('.'))}"
     told = f"<p>{escape(rest)}</p>" if rest else ""
     return (
         f"<details class='proof'><summary>{title}<small>another run · {escape(_when(record))}</small></summary>"
-        f"{told}<p>{code(str(record.get('command', '')))}</p>{shown}{more}</details>"
+        f"{told}<p>{code(str(record.get('command', '')))}</p>{shown}</details>"
     )
+
+
+def _figures(figures: Any, file: str) -> str:
+    """Every figure by its dotted name, the first so many."""
+    rows = list(flat(figures))
+    more = f"<p><em>{len(rows) - MAX_FIGURES:,} more figures in {escape(file)}.</em></p>" if len(rows) > MAX_FIGURES else ""
+    return table(("figure", "value"), [(Html(escape(name)), value) for name, value in rows[:MAX_FIGURES]]) + more
 
 
 def _when(record: Mapping[str, Any]) -> str:
