@@ -103,7 +103,17 @@ def _needles(found: Mapping[str, Any]) -> str:
             " The dense model itself answers less than 80 %, so the comparison is <b>void</b> here: a model of this size learns "
             "retrieval late, if at all."
         )
-    return "<h3>A needle in text</h3>" + prose(words) + table(("model", "answered"), rows)
+    return "<h3>A needle in text</h3>" + prose(words) + table(("model", "answered"), rows) + _needle_cells(asked, names)
+
+
+def _needle_cells(asked: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """By length and depth, where several lengths were asked."""
+    cells = asked.get("cells", ())
+    if len({cell["length"] for cell in cells}) < 2:
+        return ""
+    models = list(asked["accuracy"])
+    rows = [(f"{cell['length']:,}, depth {cell['depth']:g}", *(percent(cell[name], 0) for name in models)) for cell in cells]
+    return table(("tokens", *(names.get(name, name) for name in models)), rows)
 
 
 def selection_section(run: Run) -> Section:

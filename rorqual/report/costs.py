@@ -34,7 +34,7 @@ def section(run: Run) -> Section:
     if not found:
         return Section("cost", "What a token costs", PAPER, body + absent("This run holds no costs (exhibits/cost.json)."))
     body += "<div class='pair'>" + _flops("this", "This model", found["this"]) + _flops("671b", "671B", found["paper"]) + "</div>"
-    body += _crossings(found) + _prices(found["paper"])
+    body += _measured(found.get("prefill")) + _crossings(found) + _prices(found["paper"])
     return Section("cost", "What a token costs", PAPER, body)
 
 
@@ -57,6 +57,29 @@ def _flops(name: str, title: str, found: Mapping[str, Any]) -> str:
     )  # fmt: skip
     caption = f"<b>{title}.</b> Attention’s multiplications and additions for one decoded token, all layers, by formula."
     return plot(drawn, caption, table(head, rows))
+
+
+def _measured(found: Mapping[str, Any] | None) -> str:
+    """Time on the clock, of this model, whole layers included."""
+    if not found:
+        return ""
+    chunk, x = found["chunk"], [p + found["chunk"] / 2 for p in found["positions"]]
+    spent = {name: [s / chunk * 1e6 for s in seconds] for name, seconds in found["seconds"].items()}
+    drawn = Plot(
+        "prefill-measured", "Measured time of a prefilled token by position", [
+            Line("dense", x, spent["dense"], "dense", mode="lines+markers"),
+            Line("sparse, indexer included", x, spent["sparse"], "accent", mode="lines+markers"),
+        ], Axis("position"), Axis("microseconds for each token", from_zero=True), height=280,
+    )  # fmt: skip
+    rows = [
+        (f"{p:,} to {p + chunk - 1:,}", f"{d:.2f}", f"{s:.2f}", f"{d / s:.2f}")
+        for p, d, s in zip(found["positions"], spent["dense"], spent["sparse"], strict=True)
+    ]
+    caption = (
+        f"<b>Measured.</b> One sequence prefilled in chunks of {chunk:,} tokens on {found['device']}, the whole model; medians "
+        "of three. What does not grow with the position (projections, experts, launches) is in both lines."
+    )
+    return plot(drawn, caption, table(("positions", "dense, µs a token", "sparse", "ratio"), rows))
 
 
 def _crossings(found: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import statistics
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,8 @@ from rorqual.data.loader import generator
 from rorqual.data.recall import RecallConfig, Vocabulary, needle
 from rorqual.data.store import TokenStore
 from rorqual.errors import UserError, require
+from rorqual.model.cache import Cache
+from rorqual.model.call import AttentionMode
 from rorqual.model.config import ModelConfig
 from rorqual.model.cost import cache_bytes, crossovers, dense_flops, dense_read, sparse_flops, sparse_read
 from rorqual.model.parameters import count_parameters
@@ -58,6 +62,8 @@ class ExhibitConfig:
     """Documents at each of four depths; 0 leaves retrieval out."""
     lengths: tuple[int, ...] = ()
     """Of needle documents; empty: the length of the sparse stage's rows."""
+    timed_chunk: int = 0
+    """Time a prefill over the whole context in chunks of so many tokens, dense and sparse; 0 leaves it out."""
     tokens: int | None = None
     """Length of the texts of the selection view; None: four times top-k, at least 256, within the context."""
     shown: int = 384
@@ -71,6 +77,7 @@ class ExhibitConfig:
             batches=(self.batches >= 1, "at least 1"),
             quality_batches=(1 <= self.quality_batches <= self.batches, f"in [1, batches={self.batches}]"),
             needles=(self.needles >= 0, "at least 0"),
+            timed_chunk=(self.timed_chunk >= 0, "at least 0"),
             shown=(self.shown >= 16, "at least 16"),
         )
 
@@ -97,7 +104,11 @@ def record_exhibits(
     opened = open_on(model, device)
     exhibits: dict[str, Callable[[], dict[str, Any]]] = {
         "model": lambda: model_facts(opened.config),
-        "cost": lambda: {"this": cost(opened.config), "paper": paper_cost()},
+        "cost": lambda: {
+            "this": cost(opened.config),
+            "paper": paper_cost(),
+            "prefill": prefill_times(opened, store, config) if config.timed_chunk else None,
+        },
         "quality": lambda: quality(directory, store, config, device),
         "selection": lambda: selected_tokens(opened, texts(directory, store, opened.config, config), store, config),
     }
@@ -159,6 +170,36 @@ def paper_cost() -> dict[str, Any]:
     positions = (0, 1024, 2048, 4096, 6656, 16384, 32768, 65536, 98304, 131071)
     planned = plan(config, PlanConfig(positions=positions))
     return {**cost(config), "prefill_dollars": planned["cost_by_position"], "cluster": asdict(ClusterConfig())}
+
+
+@torch.no_grad()
+def prefill_times(model: Transformer, store: TokenStore, config: ExhibitConfig) -> dict[str, Any]:
+    """Seconds of each chunk of a prefill of held-out text over the whole context: medians of three, after one more."""
+    device, end, chunk = model.embed.weight.device, model.config.max_positions, config.timed_chunk
+    held_out = np.resize(store.documents(_largest(store), "held_out").tokens, end)
+    tokens = torch.from_numpy(held_out.astype(np.int64))[None].to(device)
+
+    def prefill(mode: AttentionMode) -> list[float]:
+        cache, seconds = Cache(model.config, capacity=end), []
+        for low in range(0, end, chunk):
+            _wait_for(device)
+            began = time.perf_counter()
+            model.states(tokens[:, low : low + chunk], cache=cache, mode=mode)
+            _wait_for(device)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    found: dict[str, list[float]] = {}
+    for name, mode in (("dense", DENSE), ("sparse", SPARSE)):
+        runs = [prefill(mode) for _ in range(4)][1:]
+        found[name] = [statistics.median(run[i] for run in runs) for i in range(len(runs[0]))]
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {"chunk": chunk, "positions": list(range(0, end, chunk)), "seconds": found, "device": on}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _positions(end: int) -> list[int]:

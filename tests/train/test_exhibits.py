@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from rorqual.model.call import AttentionMode
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import save_model
 from rorqual.runlog import RunLog, read_events
-from rorqual.train.exhibits import ExhibitConfig, cost, paper_cost, record_exhibits
+from rorqual.train.exhibits import ExhibitConfig, cost, paper_cost, prefill_times, record_exhibits
+from rorqual.train.export import open_model
 from tests.byte_tokenizer import byte_tokenizer
 from tests.model.small_models import small_model
 
@@ -156,3 +158,11 @@ def test_costs_are_the_papers_where_the_paper_has_them() -> None:
     assert found["sparse_flops"][at] == per_key * 2048 + 61 * 163_840 * 2 * 64 * 129
     small = cost(small_model(0).config)
     assert len(small["positions"]) == len(small["sparse_flops"]) <= 41
+
+
+def test_a_prefill_is_timed_chunk_by_chunk_in_both_modes(run: Path) -> None:
+    model, store = open_model(run / "model").eval(), TokenStore(run / "data")
+    chunk = model.config.max_positions // 2
+    found = prefill_times(model, store, replace(CONFIG, timed_chunk=chunk))
+    assert found["positions"] == [0, chunk] and set(found["seconds"]) == {"dense", "sparse"}
+    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
