@@ -5,7 +5,8 @@ on search and code alone. All three are measured on what none was trained on: pr
 compiled general tasks whose mechanisms no primer has, and tau2 retail, a foreign environment. The fifty tasks are also played by
 programs of known skill, four attempts each: pass@1, 2 and 4 by solver. Nothing is asserted about who wins: differences are
 paired by task, and where an interval holds 0 nothing is shown. A model of a few million parameters solves no foreign task;
-beside success stand the shares of messages that can be read and of calls that the tools accept.
+beside success stand the shares of messages that can be read and of calls that the tools accept. Retail's rules are longer than
+the positions it was trained on, which are widened for it untrained.
 
     python -m benchmarks.prove_transfer RUN [--retail DIR] [--jobs N] [--field=value ...]
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
@@ -191,7 +193,18 @@ def prove(recipe: Recipe, run: Path, retail: Path | None, side_by_side: int, siz
 
 
 def suite_pieces(suite: Suite, solver: str, model: Path, directory: Path, shares: int) -> list[Evaluation]:
+    if suite.benchmark == "tau2_retail":
+        model = widened(model, directory / "wide" / solver.replace(" ", "-"))
     return suite.pieces(solver, model, directory / "measured", shares)
+
+
+def widened(model: Path, directory: Path) -> Path:
+    """The same weights with room for retail's prompts: more positions than were trained, or else none would be read."""
+    if not directory.is_dir():
+        shutil.copytree(model, directory)
+        path = directory / "config.json"
+        write_atomically(path, json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": WINDOW}, indent=1))
+    return directory
 
 
 def curve(stage: Path) -> list[float]:
