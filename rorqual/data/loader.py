@@ -83,7 +83,7 @@ class RecallSource:
         used = number = 0
         while self.length - used >= self.config.min_length:
             length = int(rng.integers(self.config.min_length, min(longest, self.length - used) + 1))
-            document = draw_document(self.vocabulary, rng, length, self.filler, self.config)
+            document = draw_document(self.vocabulary, rng, length, self.filler, self.config, n)
             end = used + len(document.tokens)
             if end > self.length:
                 break  # names of several tokens can make the shortest document longer than what was asked for

@@ -4,7 +4,12 @@ A fact is `@ VALUE KEY`; a question is `? KEY`, and its answer is the fact's val
 that is what a small model learns soonest: it finds the same key, and what stood before it). Between the facts stands filler:
 real text where there is any. KEY and VALUE are words of one token each where the tokenizer has them (one trained with recall
 documents in its text does; tiny models never learn to copy names of several tokens). A repeat is a line of words, and the
-same line again. Only answers are trained on: what is drawn at random, nothing could predict.
+same line again. An echo is pairs of words, the first of each said again after it: `a b a c d c`. Only answers are trained on:
+what is drawn at random, nothing could predict.
+
+To answer a question a model must find the key and know what stood before it. Finding is learned at once; looking one token
+back is not, and neither has a gradient without the other. Echoes ask for nothing but the token before, so a stage that begins
+with them gets over this; and its batches must hold enough answers (thousands of tokens), or their noise drowns it all the same.
 """
 
 from __future__ import annotations
@@ -46,6 +51,11 @@ class RecallConfig:
     """None: as long as the context."""
     repeats: float = 0.3
     """The share of documents that are a list of words, twice: nothing teaches copying sooner."""
+    echoes: float = 0.0
+    """The share of documents that are echoes."""
+    early_echoes: float = 0.0
+    """The same among the first `early_rows` recall rows of a stage."""
+    early_rows: int = 0
     filler: float = 0.5
     """The share of the others whose facts stand apart in real text; in the rest facts follow one another."""
     words: int | None = None
@@ -62,11 +72,18 @@ class RecallConfig:
             min_length=(self.min_length >= 16, "at least 16"),
             max_length=(self.max_length is None or self.max_length >= self.min_length, f"at least min_length={self.min_length}"),
             repeats=(0 <= self.repeats <= 1, "in [0, 1]"),
+            echoes=(0 <= self.echoes <= 1, "in [0, 1]"),
+            early_echoes=(0 <= self.early_echoes <= 1, "in [0, 1]"),
+            early_rows=(self.early_rows >= 0, "at least 0"),
             filler=(0 <= self.filler <= 1, "in [0, 1]"),
             words=(self.words is None or self.words >= 16, "at least 16, or none"),
             max_facts=(self.max_facts >= 1, "at least 1"),
             questions=(self.questions >= 1, "at least 1"),
         )
+
+    def echoes_at(self, row: int) -> float:
+        """The share of echoes in recall row `row` of a stage."""
+        return self.early_echoes if row < self.early_rows else self.echoes
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,12 @@ class Vocabulary:
 
 
 def draw_document(
-    vocabulary: Vocabulary, rng: np.random.Generator, length: int, filler: Documents | None, config: RecallConfig
+    vocabulary: Vocabulary, rng: np.random.Generator, length: int, filler: Documents | None, config: RecallConfig, row: int = 0
 ) -> RecallDocument:
-    """One recall document of at most `length` tokens (at least 16): facts, with or without filler between, then questions;
-    or a list of words twice."""
+    """One recall document of at most `length` tokens (at least 16), for recall row `row` of a stage: facts, with or without
+    filler between, then questions; or an echo; or a list of words twice."""
+    if (echoes := config.echoes_at(row)) and rng.random() < echoes:
+        return draw_echo(vocabulary, rng, length)
     if rng.random() < config.repeats:
         return draw_repeat(vocabulary, rng, length)
     apart = filler is not None and rng.random() < config.filler
@@ -148,6 +167,18 @@ def draw_repeat(vocabulary: Vocabulary, rng: np.random.Generator, length: int) -
     marks = np.zeros(len(tokens), dtype=bool)
     marks[len(line) + 2 : -1] = True
     return RecallDocument(tokens, marks)
+
+
+def draw_echo(vocabulary: Vocabulary, rng: np.random.Generator, length: int) -> RecallDocument:
+    """Pairs of random words, the first of each said again after it; that third word is the answer."""
+    words = [*vocabulary.keys, *vocabulary.values]
+    tokens, answers = list(vocabulary.bos), []
+    for _ in range(max((length - 2) // (3 * max(map(len, words))), 1)):
+        first, second = (words[i] for i in rng.integers(0, len(words), 2))
+        tokens += [*first, *second]
+        answers += range(len(tokens), len(tokens) + len(first))
+        tokens += first
+    return _marked([*tokens, *vocabulary.eos], answers)
 
 
 def needle(
@@ -188,10 +219,7 @@ def assemble(
         tokens += [*vocabulary.question, *vocabulary.keys[key]]
         answers += range(len(tokens), len(tokens) + len(vocabulary.values[value]))
         tokens += vocabulary.values[value]
-    tokens += vocabulary.eos
-    marks = np.zeros(len(tokens), dtype=bool)
-    marks[answers] = True
-    return RecallDocument(np.array(tokens, dtype=np.int64), marks)
+    return _marked([*tokens, *vocabulary.eos], answers)
 
 
 def draw_filler(rng: np.random.Generator, filler: Documents | None, count: int) -> list[int]:
@@ -213,6 +241,12 @@ def sample_text(rng: np.random.Generator, count: int) -> list[str]:
         facts = "".join(f"@ {value} {key}" for key, value in zip(words[:12], words[12:], strict=True))
         texts.append(facts + "".join(f"? {words[i]} {words[12 + i]}" for i in rng.permutation(12)))
     return texts
+
+
+def _marked(tokens: list[int], answers: list[int]) -> RecallDocument:
+    marks = np.zeros(len(tokens), dtype=bool)
+    marks[answers] = True
+    return RecallDocument(np.array(tokens, dtype=np.int64), marks)
 
 
 def _pairs(keys: np.ndarray, values: np.ndarray) -> list[tuple[int, int]]:

@@ -133,6 +133,23 @@ def test_a_repeat_is_a_line_of_different_words_twice(vocabulary):
         assert np.flatnonzero(document.answers).tolist() == list(range(half + 2, len(document.tokens) - 1))
 
 
+def test_an_echo_says_the_first_word_of_each_pair_again_and_that_is_its_answer(vocabulary):
+    words = {word[0] for word in (*vocabulary.keys, *vocabulary.values)}
+    for length in (16, 37, 64):
+        document = draw_document(vocabulary, np.random.default_rng(length), length, None, RecallConfig(echoes=1))
+        tokens = document.tokens[1:-1]
+        assert len(document.tokens) <= length and set(tokens.tolist()) <= words and len(tokens) % 3 == 0
+        assert (tokens[2::3] == tokens[0::3]).all() and (tokens[1::3] != tokens[0::3]).any()
+        assert np.flatnonzero(document.answers).tolist() == list(range(3, len(document.tokens) - 1, 3))
+
+
+def test_early_rows_have_their_own_share_of_echoes(vocabulary):
+    config = RecallConfig(min_length=64, repeats=0, filler=0, echoes=0.25, early_echoes=1.0, early_rows=10)
+    source = RecallSource(vocabulary, None, 64, 7, config)
+    echoed = [vocabulary.fact[0] not in source.row(n).tokens for n in range(410)]
+    assert all(echoed[:10]) and abs(sum(echoed[10:]) / 400 - 0.25) < 0.1  # 4.6 standard deviations
+
+
 def test_words_of_recall_documents_become_single_tokens(vocabulary):
     assert len(vocabulary.keys) >= 70 and {len(w) for w in (*vocabulary.keys, *vocabulary.values)} == {1}
     assert not set(vocabulary.keys) & set(vocabulary.values)
