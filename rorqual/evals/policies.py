@@ -68,12 +68,13 @@ async def open_policy(spec: str, benchmark: Benchmark, thinking: bool, options: 
             yield Player(f"{config.base}#{options.model}", speaker_of(policy), policy)
     elif Path(spec).is_dir():
         from rorqual.engine import EngineConfig
-        from rorqual.serve.main import engine_backend
+        from rorqual.serve.opening import open_engine
 
-        backend = engine_backend(spec, EngineConfig(cache_tokens=options.cache_tokens), options.dtype, options.device, 1 << 16)
-        async with backend.service as service:
-            chat = ChatOfTokens(service, backend.tokenizer, mode)
-            yield Player(f"{fingerprint(Path(spec))}#{options.dtype}", speaker_of(service, backend.tokenizer, mode), chat)
+        engine = EngineConfig(cache_tokens=options.cache_tokens)
+        service, tokenizer = open_engine(spec, engine, options.dtype, options.device, 1 << 16)
+        async with service:
+            chat = ChatOfTokens(service, tokenizer, mode)
+            yield Player(f"{fingerprint(Path(spec))}#{options.dtype}", speaker_of(service, tokenizer, mode), chat)
     else:
         raise UserError(f"{spec}: no checkpoint directory, no http(s) address, and no {PROGRAM}NAME")
 

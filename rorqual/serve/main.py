@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
-from rorqual.chat import Tokenizer
-from rorqual.engine import Engine, EngineConfig
-from rorqual.engine.service import EngineService
+from rorqual.engine import EngineConfig
 from rorqual.errors import UserError
-from rorqual.model import load_model
 from rorqual.serve.app import ServerConfig, make_app
 from rorqual.serve.backend import Backend, EngineBackend, UpstreamBackend
+from rorqual.serve.opening import open_engine
 from rorqual.serve.studio import Studio, StudioConfig, with_studio
 
 
 def engine_backend(
     checkpoint: str, config: EngineConfig, dtype: str, device: str, max_waiting: int = 256, name: str = ""
 ) -> EngineBackend:
-    """A checkpoint directory as a backend; its tokenizer.json must hold the format's special tokens."""
-    tokenizer = Tokenizer.open(checkpoint)
-    model = load_model(checkpoint, dtype, torch.device(device))
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"{checkpoint}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
-    service = EngineService(Engine(model, config), max_waiting)
+    """A checkpoint directory as a backend (rorqual/serve/opening.py)."""
+    service, tokenizer = open_engine(checkpoint, config, dtype, device, max_waiting)
     return EngineBackend(service, tokenizer, name or Path(checkpoint).resolve().name)
 
 
