@@ -23,6 +23,9 @@ class AdvantageConfig:
     """Added to the standard deviation where it divides."""
     min_group: int = 2
     """Groups with fewer valid rewards say nothing of what is better, and give no advantages."""
+    skip_flat: bool = False
+    """Leave groups whose rewards are all equal out of training: they cost what the others cost, and the policy learns nothing
+    from them. The indexers, the MTP module and the KL term then learn from the others alone."""
 
     def __post_init__(self) -> None:
         require(self, std_floor=(self.std_floor > 0, "more than 0"), min_group=(self.min_group >= 2, "at least 2"))

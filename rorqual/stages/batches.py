@@ -28,8 +28,8 @@ Sums = dict[str, tuple[float, float]]
 def learnable(
     groups: Sequence[Sequence[Trajectory]], tasks: TaskPool, config: Config, step: int, world: World | None = None
 ) -> tuple[list[Item], dict[str, float]]:
-    """This rank's items with advantages, and what all ranks' rollouts were like. Attempts without a reward teach nothing, nor do
-    flat groups. An item's trajectory is its place in the iteration."""
+    """This rank's items with advantages, and what all ranks' rollouts were like. Attempts without a reward teach nothing; flat
+    groups teach the policy nothing. An item's trajectory is its place in the iteration."""
     rank, size = (world.rank, world.size) if world else (0, 1)
     items: list[Item] = []
     measured: Sums = {}
@@ -41,6 +41,8 @@ def learnable(
             random.Random(f"{config.seed}/{step}/{index}").shuffle(values)
         compared = group_advantages(values, config.advantages)
         _add(measured, _figures(group, found, compared.is_flat, domain, step))
+        if compared.is_flat and config.advantages.skip_flat:
+            continue
         for place, (trajectory, advantage) in enumerate(zip(group, compared.advantages, strict=True)):
             if advantage is not None:
                 number = index * len(group) + place

@@ -18,6 +18,7 @@ from rorqual.errors import UserError
 from rorqual.model.weights import load_model
 from rorqual.parallel.apply import ComputeConfig
 from rorqual.policy import Completion, StopReason
+from rorqual.rewards.advantages import AdvantageConfig
 from rorqual.rewards.domains import Reward
 from rorqual.rollout.endpoint import EndpointConfig
 from rorqual.rollout.remote import RemoteConfig
@@ -133,6 +134,14 @@ def attempt(sample, verdict, end=End.ANSWERED, tokens=(5,)):
 
 def learn(*attempts):
     return grpo.learnable([attempts], POOL, CONFIG, 0)
+
+
+def test_flat_groups_are_left_out_where_asked():
+    flat, mixed = [attempt(0, passed()), attempt(1, passed())], [attempt(0, passed()), attempt(1, failed("x"))]
+    skipping = replace(CONFIG, advantages=AdvantageConfig(skip_flat=True))
+    for config, wanted in ((CONFIG, [0, 1, 2, 3]), (skipping, [2, 3])):
+        items, metrics = grpo.learnable([flat, mixed], POOL, config, 0)
+        assert [item.trajectory for item in items] == wanted and metrics["rollout/flat_groups"] == 0.5
 
 
 @pytest.mark.parametrize("broken", ["raises", math.nan, math.inf])
