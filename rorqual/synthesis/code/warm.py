@@ -13,8 +13,9 @@ from rorqual.tasks import TaskError
 from rorqual.tasks.language import language_of
 
 SCRIPT = "rorqual_zygote.py"
-LOOP_S = 2.0
-"""How long the covering tests of a fault may take before it counts as an endless loop."""
+LOOP_S, WAIT_S = 1.0, 20.0
+"""How long the covering tests of a fault may compute before it counts as an endless loop; and how long they may wait, which a
+busy machine makes them do: what is refused must not depend on who else computes."""
 
 
 class Warm:
@@ -40,9 +41,10 @@ class Warm:
         """The outcomes of the tests with a fault in place, in so many runs; or why there are none."""
         from rorqual.sandbox import SandboxError
 
-        request = {"path": path, "line": line, "text": text, "tests": list(tests), "runs": runs, "timeout_s": LOOP_S}
+        bounds = {"runs": runs, "cpu_s": LOOP_S, "timeout_s": WAIT_S}
+        request = {"path": path, "line": line, "text": text, "tests": list(tests), **bounds}
         try:
-            reply: dict[str, Any] = json.loads(self._handle.ask(json.dumps(request), LOOP_S * runs + 20))
+            reply: dict[str, Any] = json.loads(self._handle.ask(json.dumps(request), WAIT_S * runs + 20))
         except SandboxError as error:
             raise TaskError(f"warm runs of {self.project.world.payload['name']}: {error}") from error
         return reply["problem"] if "problem" in reply else reply["runs"]
