@@ -2,7 +2,8 @@
 
 A selection becomes one bit a (row, key) pair, T S / 8 bytes, read once a head; key tiles that no row of a query tile may see are
 skipped, so a causal selection costs what causal attention does. Where a whole causal square is asked for, cuDNN's attention is
-the faster one and is taken. The backward is the plain form's, tile by tile.
+the faster one and is taken. Gradients over ranges are those of range_gradients_triton.py; those under a selection are the plain
+form's, tile by tile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rorqual.kernels.dense_attention import backward_by_tiles, dense_attention_plain, masked_attention_plain, selection_ranges
 from rorqual.kernels.dispatch import capability
+from rorqual.kernels.range_gradients_triton import range_gradients
 from rorqual.kernels.selection import row_ranges
 
 LOG2E = 1.4426950408889634
@@ -62,6 +64,9 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, starts, ends, indices, out, lse = ctx.saved_tensors
+        if indices is None:
+            grads = range_gradients(q, k, v, ctx.scale, starts, ends, out, lse, grad_out, grad_lse)
+            return *grads, None, None, None, None
         grads = backward_by_tiles(q, k, v, ctx.scale, starts, ends, indices, out.float(), lse, grad_out, grad_lse)
         return *grads, None, None, None, None
 
