@@ -21,7 +21,10 @@ from rorqual.kernels.dense_attention import backward_by_tiles, dense_attention_p
 from rorqual.kernels.dispatch import capability
 from rorqual.kernels.range_gradients_triton import range_gradients
 from rorqual.kernels.selection import row_ranges
+from rorqual.kernels.sparse_attention_triton import attend as sparse_attend
 
+LISTED = 1 << 26
+"""Indices listed at once for the absorbed form: 256 MiB."""
 LOG2E = 1.4426950408889634
 KEYS = 64
 """Keys of a tile: two words of bits a row."""
@@ -30,8 +33,9 @@ KEYS = 64
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None = None, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The contract is that of `rorqual.kernels.dense_attention`; 16-bit inputs of at most 256 dims, others run the plain form."""
-    if not takes(q, k, v):
+    """The contract is that of `rorqual.kernels.dense_attention`. Heads of at most 256 dims, and the absorbed form, in which the
+    values are the keys' first dims, run in Triton; other shapes and float64 run the plain form."""
+    if not (takes(q, k, v) or is_absorbed(q, k, v)):
         return dense_attention_plain(q, k, v, scale, starts, ends)
     starts, ends = row_ranges(q.shape[0], k.shape[0], starts, ends, q.device)
     return _Attention.apply(q, k, v, scale, starts, ends, None)  # type: ignore[return-value]
@@ -45,6 +49,35 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, indices: Ten
     return _Attention.apply(q, k, v, scale, starts, ends, indices)[0]  # type: ignore[index]
 
 
+def is_absorbed(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether all heads share keys [latent | rope] whose latents are the values, as the sparse kernel takes them."""
+    shared = k.shape[1] == 1 and k.data_ptr() == v.data_ptr() and k.stride() == v.stride() and v.shape[2] < k.shape[2]
+    return shared and q.dtype == k.dtype and q.dtype != torch.float64 and q.numel() > 0 and k.numel() > 0
+
+
+def absorbed_attend(q: Tensor, kv: Tensor, value_dim: int, scale: float, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """The absorbed form by the sparse kernel, each row's range listed, LISTED indices at a time.
+
+    q [T, H, L + R], kv [S, L + R] -> out [T, H, L], lse [T, H]."""
+    T, S = len(q), len(kv)
+    tile = max(1, LISTED // S)
+    if tile >= T:  # a decode, perhaps inside a graph: nothing is read back to the host
+        return sparse_attend(q, kv, listed(starts, ends, S), scale, value_dim)
+    parts = []
+    for low in range(0, T, tile):
+        some = slice(low, low + tile)
+        width = max(int((ends[some] - starts[some]).max()), 1)
+        parts.append(sparse_attend(q[some], kv, listed(starts[some], ends[some], width), scale, value_dim))
+    outs, sums = zip(*parts, strict=True)
+    return torch.cat(outs), torch.cat(sums)
+
+
+def listed(starts: Tensor, ends: Tensor, width: int) -> Tensor:
+    """The positions [starts[t], ends[t]) of each row, int32 [T, width], -1 beyond."""
+    at = starts[:, None] + torch.arange(width, device=starts.device)
+    return torch.where(at < ends[:, None], at, -1).to(torch.int32)
+
+
 def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     same = q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
     return same and max(q.shape[-1], v.shape[-1]) <= 256 and q.numel() > 0 and k.numel() > 0 and v.numel() > 0
@@ -55,7 +88,10 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor, ends: Tensor, indices: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out, lse = attend(q, k, v, scale, starts, ends, None if indices is None else selection_bits(indices, k.shape[0]))
+        if takes(q, k, v):
+            out, lse = attend(q, k, v, scale, starts, ends, None if indices is None else selection_bits(indices, k.shape[0]))
+        else:
+            out, lse = absorbed_attend(q.contiguous(), k[:, 0].contiguous(), v.shape[2], scale, starts, ends)
         ctx.save_for_backward(q, k, v, starts, ends, indices, out, lse)
         ctx.scale = scale
         return out, lse

@@ -132,6 +132,12 @@ def _head_block(q: Tensor, value_dim: int) -> int:
     return wanted
 
 
+def _key_block(q: Tensor, value_dim: int, heads: int) -> int:
+    """Keys of one step of a portable program: as many as heads, or 64 where few heads leave room for them."""
+    row = (triton.next_power_of_2(value_dim) + triton.next_power_of_2(q.shape[2] - value_dim)) * q.dtype.itemsize
+    return 64 if (heads + 64) * row <= _shared_memory(q.device) and heads < 64 else heads
+
+
 def _dims(q: Tensor, value_dim: int) -> dict[str, Any]:
     """The compile-time sizes that every portable kernel takes, padded to powers of two and at least 16 (a matrix unit's tile)."""
     rope = q.shape[2] - value_dim
@@ -172,7 +178,8 @@ def _attend_portable(
     shares, T, H, L = out.shape
     grid = (triton.cdiv(H, heads), T, shares)
     packed = kv.dtype == torch.uint8  # what is widened in registers cannot be pipelined through shared memory
-    block, warps = min(heads, 32) if packed else heads, 8 if heads == 64 else 4
+    block = min(heads, 32) if packed else _key_block(q, L, heads)
+    warps = 8 if max(heads, block) == 64 else 4
     attend_kernel[grid](
         q, kv, indices, out, lse, scale * LOG2E, indices.shape[1], per_share * 128,
         BH=heads, BN=block, PACKED=packed, **_dims(q, L), num_warps=warps, num_stages=1 if packed else 2,

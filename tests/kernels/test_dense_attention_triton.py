@@ -103,6 +103,46 @@ def test_gradients_match_float64(device):
         assert relative(a, b) < 1e-5, name
 
 
+@on_each_device
+@pytest.mark.parametrize("at_once", [1 << 26, 100])
+def test_the_absorbed_form_matches_float64_however_rows_are_tiled(device, at_once, monkeypatch):
+    """Values are the keys' first dims, too wide for the other kernel: forward, log-sums and gradients."""
+    monkeypatch.setattr(form, "LISTED", at_once)
+    T, S, H, L, R = 9, 40, 3, 260, 20
+    generator = torch.Generator().manual_seed(3)
+    q, kv = (torch.randn(*s, generator=generator).to(device).requires_grad_() for s in ((T, H, L + R), (S, L + R)))
+    starts = torch.randint(0, 20, (T,), generator=generator)
+    ends = starts + torch.randint(1, 21, (T,), generator=generator)
+    ends[4] = starts[4]
+    starts, ends = starts.to(device), ends.to(device)
+    keys = kv[:, None]
+    assert form.is_absorbed(q, keys, keys[..., :L]) and not form.takes(q, keys, keys[..., :L])
+    found = form.dense_attention(q, keys, keys[..., :L], 0.05, starts, ends)
+    exact_q, exact_kv = q.detach().double().requires_grad_(), kv.detach().double().requires_grad_()
+    seen = (torch.arange(S, device=device) >= starts[:, None]) & (torch.arange(S, device=device) < ends[:, None])
+    there = seen.any(1)
+    out, lse = definition(exact_q[there], exact_kv[:, None], exact_kv[:, None, :L], 0.05, seen[there])
+    assert relative(found[0][there], out) < 3e-6 and (found[1][there] - lse).abs().max() < 1e-5
+    assert not found[0][~there].any() and torch.isneginf(found[1][~there]).all()
+    grad = torch.randn(T, H, L, generator=generator).to(device)
+    grads = torch.autograd.grad(found[0], (q, kv), grad)
+    wanted = torch.autograd.grad(out, (exact_q, exact_kv), grad[there].double())
+    for name, a, b in zip(("q", "kv"), grads, wanted, strict=True):
+        assert relative(a, b) < 1e-5, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("H", [16, 128])
+def test_the_absorbed_form_of_the_released_shape_matches_float64(H):
+    generator = torch.Generator().manual_seed(4)
+    q, kv = (torch.randn(*s, generator=generator).bfloat16().cuda() for s in ((70, H, 576), (500, 576)))
+    keys, ends = kv[:, None], torch.arange(431, 501, device="cuda")
+    found = form.dense_attention(q, keys, keys[..., :512], 0.05)
+    seen = torch.arange(500, device="cuda") < ends[:, None]
+    out, lse = definition(q.double(), keys.double(), keys[..., :512].double(), 0.05, seen)
+    assert relative(found[0], out) < 8e-3 and (found[1] - lse).abs().max() < 0.1
+
+
 @pytest.mark.gpu
 def test_cudnn_takes_a_whole_prompt():
     q, k, v, _ = draw(400, 400, 8, 8, 192, 128, torch.bfloat16, "cuda")
