@@ -142,6 +142,9 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
+    """Of the tree this runs from; RORQUAL_COMMIT says it where the tree is a copy without its history."""
+    if given := os.environ.get("RORQUAL_COMMIT"):
+        return given
     run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return run.stdout.strip() or None
 
