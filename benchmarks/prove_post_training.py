@@ -21,6 +21,7 @@ import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ from rorqual.stages.recipe import Recipe, load_recipe
 from rorqual.stages.specialists import read_specialists
 from rorqual.stages.synthesize import trained_on
 from rorqual.synthesis.primers import DOMAINS as PRIMERS
-from rorqual.synthesis.primers import PrimerConfig, primer
+from rorqual.synthesis.primers import MORE, PrimerConfig, primer
 from rorqual.tasks import Store, splits, task_record
 from rorqual.tasks.store import world_record
+from rorqual.train.loop import Site
 
 SECONDS, QUICK_SECONDS = 5400, 12
 RECIPE, RUN = "tiny", Path("runs/post-training-proof")
@@ -74,8 +76,7 @@ def prove(recipe: Recipe, run: Path, tasks: int, side_by_side: int, base: Path |
     """Train what is missing, evaluate what is missing, and write the table."""
     assert recipe.post_training is not None, "the recipe has no table [post_training]"
     train(recipe, run, base)
-    others = [store for store in trained_on(recipe.post_training.synthesis, run / "tasks") if store.name != "primer"]
-    stores = [held_out_primers(run / "proof" / "primers", tasks), *others]
+    stores = [held_out_primers(run / "proof" / "primers", tasks), *trained_on(recipe.post_training.synthesis, run / "tasks")]
     rows = checkpoints(recipe, run, base)
     plan = [each for row in rows for each in pieces(row, stores, recipe, run / "proof", side_by_side)]
     held_out.measure(plan, side_by_side, RunLog(run / "proof"))
@@ -94,7 +95,7 @@ def train(recipe: Recipe, run: Path, base: Path | None) -> None:
         if base is None:
             whole_run.main(replace(recipe, post_training=config), run, world, quiet=True)
         else:
-            post_training.main(config, base, run, world, RunLog(run, quiet=True), quiet=True)
+            post_training.main(config, base, run, world, Site.open(run, world, quiet=True).log, quiet=True)
     finally:
         stop()
 
@@ -136,19 +137,26 @@ def pieces(row: Row, stores: Sequence[Path], recipe: Recipe, directory: Path, sh
     config = replace(post.evaluation or held_out.Config(), tasks=None)
     found = []
     for store in stores:
-        count = len(held_out_tasks(store, row.domain))
-        for index in range(1, min(shares, count) + 1):
-            out = directory / f"{row.name.replace(' ', '-')}-{store.name}" / f"{index}-of-{min(shares, count)}"
-            families = (row.domain,) if row.domain else ()
-            share = (index, min(shares, count))
-            found.append(held_out.evaluation(config, row.model, store, out, "none", row.thinking, share, families))
+        counts = {d: len(held_out_tasks(store, d)) for d in _measured_in(store) if row.domain in ("", d)}
+        families, count = tuple(d for d in counts if counts[d]), min(shares, sum(counts.values()))
+        for index in range(1, count + 1):
+            out = directory / f"{row.name.replace(' ', '-')}-{store.name}" / f"{index}-of-{count}"
+            found.append(held_out.evaluation(config, row.model, store, out, "none", row.thinking, (index, count), families))
     return found
 
 
-def held_out_tasks(store: Path, domain: str = "") -> list[str]:
+@cache
+def _measured_in(store: Path) -> tuple[str, ...]:
+    """The store's domains; of the run's own primers those that the larger store of held-out ones lacks."""
+    domains = dict.fromkeys(task.family for task in Store(store).tasks())
+    return tuple(d for d in domains if store.name != "primer" or d not in PRIMERS)
+
+
+@cache
+def held_out_tasks(store: Path, domain: str) -> tuple[str, ...]:
     found = Store(store)
     tasks = {task.id: task for task in found.tasks()}
-    return [name for name in splits(tasks.values(), found.worlds()).get("test", ()) if domain in ("", tasks[name].family)]
+    return tuple(name for name in splits(tasks.values(), found.worlds()).get("test", ()) if tasks[name].family == domain)
 
 
 def gathered(
@@ -182,8 +190,8 @@ def held_out_primers(directory: Path, most: int) -> Path:
 
 def append_primers(store: Store, domain: str, most: int) -> int:
     """Held-out tasks of one domain, until there are enough or no new one is found in a long while; how many there are."""
-    config, order = PrimerConfig(seed=1, domains=domain), PRIMERS.index(domain)
-    seen, number, last = set[str](), 0, 0
+    config, order = PrimerConfig(seed=1, domains=domain), (*PRIMERS, *MORE).index(domain)
+    seen, known, number, last = set[str](), set[str](), 0, 0
     while len(seen) < most and number - last < 5_000:
         made = primer(config, number)
         number += 1
@@ -191,8 +199,9 @@ def append_primers(store: Store, domain: str, most: int) -> int:
             continue
         task, worlds = made.row.task, {made.world.id: made.world} if made.world else {}
         if splits([task], worlds).get("test"):
-            if made.world is not None:
+            if made.world is not None and made.world.id not in known:
                 store.append(world_record(made.world, (order, number)))
+                known.add(made.world.id)
             store.append(task_record(made.row, (order, number, 1)))
             seen.add(task.id)
             last = number

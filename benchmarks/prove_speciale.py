@@ -3,7 +3,8 @@
 The two runs differ in one number: the weight of the length penalty (`speciale.Config.length_share`). Base, tasks, steps and seeds
 are the same; both are judged on the same held-out tasks. Nothing is asserted about who wins: `verdict` says what came, from
 Student's intervals over seeds of the difference between the two runs of a seed. How strict the standard penalty is decides how
-much there is to win, and the paper does not publish it: two weights are shown. The base is the harness's own smallest: sums
+much there is to win, and the paper does not publish it: three weights are shown, the last of which costs more than a right answer
+gains over a guess. The base is the harness's own smallest: sums
 modulo 5, one term after another in its thoughts, and in half of its training data the thoughts break off early, so that how far
 it thinks is its choice, and an answer without them is a guess.
 """
@@ -48,7 +49,7 @@ from rorqual.workers import Workers, open_pool
 SECONDS = 3600
 QUICK_SECONDS = 60
 MODULUS, TERMS = 5, 6
-WEIGHTS, LENGTH_SHARE = (0.5, 1.0), 0.1
+WEIGHTS, LENGTH_SHARE = (0.5, 1.0, 2.0), 0.1
 """Of the standard recipe's length penalty, and what Speciale keeps of it."""
 ARMS = ("standard", "speciale")
 CPU = World(0, 1, torch.device("cpu"))

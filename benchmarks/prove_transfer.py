@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.prove import jobs, workspace
-from benchmarks.prove_post_training import append_primers, held_out_tasks
+from benchmarks.prove_post_training import held_out_tasks
 from rorqual.evals.evaluation import Evaluation, read_results
 from rorqual.evals.statistics import bootstrap, compare, pass_at_k
 from rorqual.parallel.world import World
@@ -51,8 +51,7 @@ SECONDS, QUICK_SECONDS = 3600, 60
 RECIPE, RUN = Path(__file__).parent / "post_training.toml", Path("runs/post-training-proof")
 SFT, GENERAL, OTHERS = "SFT", "RL on general tasks", "RL on search and code"
 ARMS = {GENERAL: ("general",), OTHERS: ("search", "programming")}
-PRIMERS = {"general": 400, "search": 200, "programming": 100}
-"""Held-out tasks of each domain."""
+PRIMERS = ("general", "search", "programming")
 FIFTY, ATTEMPTS, KS = 50, 4, (1, 2, 4)
 RETAIL = 20
 WINDOW = 16384
@@ -86,11 +85,11 @@ class Suite:
         return found
 
 
-def suites(recipe: Recipe, directory: Path, retail: Path | None, size: float = 1.0) -> list[Suite]:
-    """Held-out primers, fifty compiled tasks, and retail where its files are given. size: a share of each, for trying."""
+def suites(recipe: Recipe, primers: Path, directory: Path, retail: Path | None, size: float = 1.0) -> list[Suite]:
+    """The run's held-out primers, fifty compiled tasks, and retail where its files are given. size: a share, for trying."""
     assert recipe.post_training is not None
     settings = replace(recipe.post_training.evaluation or held_out.Config(), tasks=None)
-    primers, fifty = primers_of(directory / "primers", size), compiled(directory / "fifty", max(2, round(FIFTY * size)))
+    fifty = compiled(directory / "fifty", max(2, round(FIFTY * size)))
     found = [
         Suite(f"{domain} primers", "heldout", primers, "test", len(held_out_tasks(primers, domain)), 1, settings, (domain,))
         for domain in PRIMERS
@@ -101,13 +100,6 @@ def suites(recipe: Recipe, directory: Path, retail: Path | None, size: float = 1
         wide = replace(settings, tasks=count, window=WINDOW, max_turns=8, concurrency=2)
         found.append(Suite("retail", "tau2_retail", retail, "test", count, 1, wide))
     return found
-
-
-def primers_of(directory: Path, size: float) -> Path:
-    store = Store(directory)
-    if not store.is_sealed:
-        store.seal({"held_out": {d: append_primers(store, d, max(2, round(n * size))) for d, n in PRIMERS.items()}})
-    return directory
 
 
 def compiled(directory: Path, count: int) -> Path:
@@ -174,7 +166,7 @@ def prove(recipe: Recipe, run: Path, retail: Path | None, side_by_side: int, siz
     directory, cold = run / "transfer", run / "cold-start" / "sft" / "model"
     with open_pool(Workers(min(side_by_side, len(ARMS)))) as pool:
         running = [pool.submit(train, arm, recipe, cold, run / "tasks" / "primer", directory) for arm in ARMS]
-        asked = suites(recipe, directory, retail, size)
+        asked = suites(recipe, run / "tasks" / "primer", directory, retail, size)
         wait(running)
         models = {SFT: cold} | dict(zip(ARMS, [each.result() for each in running], strict=True))
     models |= {name: run / path for name, path in (("distilled", "distill/sft/model"), ("mixed RL", "mixed/model"))
