@@ -1,14 +1,13 @@
-"""A scripted OpenAI-compatible server that plays a model with typical mistakes, for tests of the author's loop."""
+"""What a model with typical mistakes says, for tests of the author's loop."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from .planted import NO_ANSWER, SOLUTION, TOOLS, VERIFIER, slots
+from .scripted_model import Step, call
 
 DATABASE = "\n".join(
     [
@@ -29,10 +28,6 @@ HARDER_TASK = json.dumps(
 )
 HARDER_VERIFIER = VERIFIER.replace('if row["free"] >= 2)', 'if row["free"] >= 2 and row["room"] != "room 2")')
 HARDER_BEST = min((row for row in slots() if row[3] >= 2 and row[1] != "room 2"), key=lambda row: row[2])
-
-
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"name": name, "arguments": json.dumps(arguments)}
 
 
 def write(path: str, text: str) -> dict[str, Any]:
@@ -72,61 +67,31 @@ SCRIPTS: dict[str, list[Any]] = {
 }
 
 
-class Script(BaseHTTPRequestHandler):
+class Script:
     """Answers by the category that the first user message names, and by how far the conversation is."""
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+    def __init__(self) -> None:
+        self._slips = False
 
-    def do_GET(self) -> None:
-        self._send({"data": [{"id": "scripted"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def __call__(self, body: dict[str, Any]) -> Step:
         messages = body["messages"]
         asked = next(m["content"] for m in messages if m["role"] == "user")
         said = sum(m["role"] == "assistant" for m in messages)
         if not asked.startswith("Category: "):
-            return self._send(answer(self._solve(messages, said)))
+            return self._solve(asked, said)
         name = asked.removeprefix("Category: ").rstrip(".")
         if name == "garbage":
-            return self._raw(b"<html>502 Bad Gateway</html>")
+            return b"<html>502 Bad Gateway</html>"
         if name == "stalls":
             time.sleep(5)
         if name == "breaks off":
-            return self._raw(b'{"choices": [{"mess')
+            return b'{"choices": [{"mess'
         steps = SCRIPTS.get(name, [])
-        self._send(answer(steps[said] if said < len(steps) else "I stop here."))
+        return steps[said] if said < len(steps) else "I stop here."
 
-    def _solve(self, messages: list[dict[str, Any]], said: int) -> Any:
+    def _solve(self, asked: str, said: int) -> Step:
         """Solves what it is shown; the harder task only every other time."""
-        is_harder = "outside" in next(m["content"] for m in messages if m["role"] == "user")
-        slip = self.server.slips = not getattr(self.server, "slips", False) if said == 0 else getattr(self.server, "slips", False)  # type: ignore[attr-defined]
-        best = HARDER_BEST if is_harder and not slip else BEST
+        if said == 0:
+            self._slips = not self._slips
+        best = HARDER_BEST if "outside" in asked and not self._slips else BEST
         return [[call("book", slot=best[0], seats=2)], [call("submit", answer=str(best[2]))]][min(said, 1)]
-
-    def _send(self, value: Any) -> None:
-        self._raw(json.dumps(value).encode())
-
-    def _raw(self, data: bytes) -> None:
-        try:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-
-
-def answer(step: Any) -> dict[str, Any]:
-    if isinstance(step, str):
-        return {"choices": [{"message": {"role": "assistant", "content": step}, "finish_reason": "stop"}]}
-    calls = [{"id": f"c{i}", "type": "function", "function": function} for i, function in enumerate(step)]
-    message = {"role": "assistant", "content": "", "tool_calls": calls}
-    return {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
-
-
-def serve() -> tuple[ThreadingHTTPServer, str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}"

@@ -15,16 +15,16 @@ from rorqual.synthesis.general.author import AuthorConfig, run_authors
 from rorqual.synthesis.general.gates import GATES
 from rorqual.tasks import Record, Store, TaskRow
 
-from .endpoint_script import serve
+from .endpoint_script import Script
+from .scripted_model import scripted_model
 
 CONFIG = AuthorConfig(max_turns=14, max_checks=4, solver_attempts=4, solver_turns=4)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server, address = serve()
-    yield address
-    server.shutdown()
+    with scripted_model(Script()) as address:
+        yield address
 
 
 def author(url: str, *categories: str, config: AuthorConfig = CONFIG) -> dict[str, list[Record]]:

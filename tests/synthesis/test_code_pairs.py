@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from rorqual.tasks import Provenance, TaskError, open_episode
 from rorqual.tasks.grading import gold_of, grade
 from rorqual.tasks.language import language
 
+from .scripted_model import Step, call, scripted_model
 from .test_code import FAULTY, SOURCE, TESTS
 
 NEW_TESTS = TESTS + "\n\ndef test_bound():\n    assert total([2], 2) == 2\n"
@@ -234,46 +233,23 @@ def test_javascript_projects_are_set_up_graded_and_guarded() -> None:
         language("cobol")
 
 
-class Agent(BaseHTTPRequestHandler):
+SET_UP = {"path": "lib", "sources": ["lib/sums"], "tests": ["checks/check_sums.py"]}
+TURNS = (
+    call("bash", command="ls"),
+    call("finish", path=".", sources=["lib"], tests=["absent.py"]),
+    call("finish", **SET_UP, options=["-o", "python_files=check_*.py"]),
+)
+
+
+def agent(body: dict[str, Any]) -> Step:
     """Looks around with bash, says something wrong, then how the tests run."""
-
-    turns: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("bash", {"command": "ls"}),
-        ("finish", {"path": ".", "sources": ["lib"], "tests": ["absent.py"]}),
-        (
-            "finish",
-            {
-                "path": "lib",
-                "sources": ["lib/sums"],
-                "tests": ["checks/check_sums.py"],
-                "options": ["-o", "python_files=check_*.py"],
-            },
-        ),
-    )
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        said = sum(m["role"] == "assistant" for m in body["messages"])
-        name, given = self.turns[min(said, len(self.turns) - 1)]
-        call = {"id": f"c{said}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
-        message = {"role": "assistant", "content": "", "tool_calls": [call]}
-        data = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    return [TURNS[min(sum(m["role"] == "assistant" for m in body["messages"]), len(TURNS) - 1)]]
 
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Agent)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with scripted_model(agent) as address:
+        yield address
 
 
 def test_an_agent_sets_up_what_the_rules_cannot(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from rorqual.synthesis.search import relations as view
 from rorqual.synthesis.search.candidates import make
 from rorqual.tasks import Store, TaskError, open_episode
 from rorqual.tasks.retrieval.library import documents, in_memory, library
+
+from .scripted_model import Step, call, scripted_model
 
 WORDS = "turning grinding lifting heavy light silent copper marble wooden steam water"
 
@@ -106,38 +106,19 @@ def test_the_readers_index_loses_no_document_that_states_a_value(corpus: str) ->
         assert view.reader(corpus).scan([{"field": field, "value": value}]) == by_all, (field, value)
 
 
-class Model(BaseHTTPRequestHandler):
+def searcher(body: dict[str, Any]) -> Step:
     """Searches once where it may and then answers; as a judge it marks what was found higher."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        last, calls = body["messages"][-1]["content"], []
-        if body["messages"][0]["role"] == "system":
-            judged = body["messages"][1]["content"]
-            text = json.dumps({"right": 9 if "found:" in judged else 2, "short": 5})
-        elif body.get("tools") and not any(m["role"] == "tool" for m in body["messages"]):
-            text, function = "", {"name": "search", "arguments": '{"query": "steam"}'}
-            calls = [{"id": "c", "type": "function", "function": function}]
-        else:
-            text = "found: much.\nAnswer: m001" if "# Search Results" in last else "I do not know."
-        message = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
-        data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    if body["messages"][0]["role"] == "system":
+        return json.dumps({"right": 9 if "found:" in body["messages"][1]["content"] else 2, "short": 5})
+    if body.get("tools") and not any(m["role"] == "tool" for m in body["messages"]):
+        return [call("search", query="steam")]
+    return "found: much.\nAnswer: m001" if "# Search Results" in body["messages"][-1]["content"] else "I do not know."
 
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with scripted_model(searcher) as address:
+        yield address
 
 
 def test_a_model_answers_too_and_prompts_that_search_helps_join(corpus: str, endpoint: str, tmp_path: Path) -> None:
