@@ -43,7 +43,13 @@ class Rollouts:
 
     def play(self, step: int) -> Played:
         began = time.monotonic()
-        groups = asyncio.run(self._play(step))
+        groups: list[list[Trajectory]] = []
+
+        async def play() -> None:
+            # Not as the task's result: asyncio.run writes its repr twice for a message that nobody reads, and this one is long.
+            groups.extend(await self._play(step))
+
+        asyncio.run(play())
         return Played(groups, time.monotonic() - began)
 
     def forget(self, step: int) -> None:

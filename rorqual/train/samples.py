@@ -198,7 +198,7 @@ def score(
     )  # fmt: skip
 
     def padded(values: Tensor) -> Tensor:
-        return values.new_zeros(batch.mask.numel()).index_copy(0, wanted, values).view_as(batch.mask)
+        return values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
 
     mtp_loss = _mtp_loss(model, states, batch) if mtp else None
     return Scored(padded(logprobs), padded(entropies), trace, mtp_loss)
