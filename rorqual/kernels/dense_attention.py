@@ -46,6 +46,12 @@ def dense_attention_plain(
     return _DenseAttention.apply(q, k, v, scale, starts, ends, None)  # type: ignore[return-value]
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`dense_attention` of a whole document (T = S, each row sees all keys up to its own), its output alone: [T, H, L]."""
+    form = triton_form("causal_attention", q, k, v, file="dense_attention")
+    return form(q, k, v, scale) if form else dense_attention(q, k, v, scale)[0]
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, indices: Tensor) -> Tensor:
     """`dense_attention` in which row t sees only the keys indices[t] (integer [T, K], negative: none) -> out [T, H, L].
 

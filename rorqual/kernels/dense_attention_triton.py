@@ -107,6 +107,21 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The contract is that of `rorqual.kernels.dense_attention.causal_attention`: by cuDNN where it takes the inputs and no
+    gradient is wanted (its backward is not repeatable), else by `dense_attention`."""
+    form = cudnn_causal_attention if cudnn_takes(q, k, v) else lambda *inputs: dense_attention(*inputs)[0]
+    return form(q, k, v, scale)
+
+
+def cudnn_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether cuDNN's attention takes this: Hopper, a head of keys for each of queries, 16 bits, whole 16-byte rows."""
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    aligned = q.shape[2] % 8 == 0 and v.shape[2] % 8 == 0 and max(q.shape[2], v.shape[2]) <= 256
+    shaped = len(q) == len(k) and q.shape[1] == k.shape[1] and q.dtype == k.dtype and q.dtype.itemsize == 2 and aligned
+    return q.is_cuda and shaped and not wants_gradient and capability(q.device) == (9, 0) and len(q) > 0
+
+
 def cudnn_causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Causal attention of a whole prompt, T = S, by cuDNN: q [T, H, D], k [T, H, D], v [T, H, L] -> [T, H, L]."""
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):

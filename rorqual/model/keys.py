@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rorqual.errors import UserError
-from rorqual.kernels.dense_attention import dense_attention
+from rorqual.kernels.dense_attention import causal_attention, dense_attention
 from rorqual.kernels.selection import select_tokens
 from rorqual.kernels.sparse_attention import sparse_attention
 
@@ -62,6 +62,12 @@ class Reach:
     documents: tuple[int, ...] = ()
     """Where rows and keys are the same tokens: the length of each document. Empty: keys held before, starting at key 0."""
     _splits: dict[int, Split | None] = field(default_factory=dict)
+
+    @property
+    def whole_documents(self) -> tuple[int, ...]:
+        """The lengths of the documents, where the rows are all of their tokens and so all the keys; else none."""
+        is_one = self.min_len == 1 and self.max_len == len(self.ends)
+        return self.documents or ((self.max_len,) if is_one else ())
 
     def split(self, topk: int) -> Split | None:
         """The rows with at most topk keys and the others; None where all are others, as on a GPU, which would have to wait."""
@@ -130,8 +136,12 @@ def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Reach, 
     """q [T, H, D] of all rows or of a split's short ones, k [S, G, D], v [S, G, L] -> [T, H, L].
 
     On a CPU each document is computed apart, its keys beginning at key 0: that makes a row the same bits however documents
-    are packed.
+    are packed. So it is on a GPU in the expanded form, where whole documents have a kernel of their own.
     """
+    whole = reach.whole_documents if split is None and len(q) == len(k) else ()
+    if q.is_cuda and k.shape[1] == q.shape[1] and whole:
+        parts = zip(q.split(whole), k.split(whole), v.split(whole), strict=True)
+        return torch.cat([causal_attention(*part, scale) for part in parts])
     if len(reach.documents) < 2 or q.is_cuda:
         rows = slice(None) if split is None else split.short
         return dense_attention(q, k, v, scale, reach.starts[rows], reach.ends[rows])[0]
