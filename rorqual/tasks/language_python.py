@@ -135,8 +135,11 @@ def dependency_packages(requires: tuple[str, ...], without: tuple[str, ...] = ()
         raise TaskError(f"dependencies {', '.join(requires)}: pip gave no wheels ({last[:200]})")
     for place in list(scratch.iterdir()):
         plain = re.split(r"[-.]", place.name)[0].lower().replace("-", "_")
-        if plain in {*without, "bin", *RUNNER, "_pytest"}:
+        if plain in {*without, *RUNNER, "_pytest"}:
             shutil.rmtree(place) if place.is_dir() else place.unlink()
+    for place in (scratch / "bin").glob("*"):  # scripts name this machine's interpreter; programs, as ninja, stay
+        if place.is_file() and place.read_bytes()[:2] == b"#!":
+            place.unlink()
     scratch.chmod(0o755)
     return _placed(scratch, target)
 

@@ -14,7 +14,7 @@ from rorqual.synthesis.code import CodeConfig
 from rorqual.synthesis.code.agent import agent_of, read_set_up
 from rorqual.synthesis.code.candidates import make, pair_refusal, plan
 from rorqual.synthesis.code.filters import heuristic, read_judgement
-from rorqual.synthesis.code.ladder import back_end, requirements
+from rorqual.synthesis.code.ladder import back_end, requirements, set_up
 from rorqual.synthesis.code.mutations_javascript import mutations as mutations_javascript
 from rorqual.synthesis.code.pairs import Pair, apply_patches, change_log, commits, instance_pair
 from rorqual.synthesis.code.parts import parts
@@ -191,6 +191,26 @@ def test_metadata_names_requirements_and_the_build_back_end() -> None:
     assert [r.name for r in requirements(files)] == ["b", "c", "d"]
     assert back_end(files) == "setuptools.build_meta:__legacy__"
     assert back_end({"pyproject.toml": '[build-system]\nbuild-backend = "flit_core.buildapi"\n'}) == "flit_core.buildapi"
+
+
+MESON = {
+    "pyproject.toml": '[build-system]\nrequires = ["meson-python"]\nbuild-backend = "mesonpy"\n\n'
+    '[project]\nname = "sums"\nversion = "1.0"\n',
+    "meson.build": "project('sums', version: '1.0')\npy = import('python').find_installation(pure: true)\n"
+    "py.install_sources('sums/__init__.py', subdir: 'sums')\n"
+    "configure_file(input: 'edition.py.in', output: 'edition.py', configuration: {'edition': meson.project_version()},\n"
+    "  install: true, install_dir: py.get_install_dir() / 'sums')\n",
+    "edition.py.in": "EDITION = '@edition@'\n",
+    "sums/__init__.py": SOURCE,
+    "tests/test_sums.py": TESTS + "\ndef test_edition():\n    from sums.edition import EDITION\n\n    assert EDITION == '1.0'\n",
+}
+
+
+@pytest.mark.slow
+def test_a_project_that_meson_builds_is_set_up_and_gets_the_module_that_the_build_writes() -> None:
+    found = set_up(MESON, "sums", "1.0")  # meson and ninja come as wheels; ninja, because the back end asks for it
+    assert found.rungs["build"] == "mesonpy" and set(found.first.values()) == {"passed"} and len(found.first) == 5
+    assert found.payload["files"]["sums/edition.py"] == "EDITION = '1.0'\n" and found.payload["requires"] == []
 
 
 JS_SOURCE = """'use strict';

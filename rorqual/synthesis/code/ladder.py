@@ -28,18 +28,38 @@ OPTIONS: tuple[tuple[str, ...], ...] = ((), ("--import-mode=importlib",), ("--no
 EXTRAS_ROUNDS = 3
 ALIASES = {"bs4": "beautifulsoup4", "yaml": "pyyaml", "dateutil": "python-dateutil", "attr": "attrs", "markupsafe": "markupsafe"}
 _MISSING = re.compile(r"No module named '([\w]+)")
-BUILD = """import importlib, json, os, sys, zipfile
+BUILD = """import importlib, json, os, re, sys, zipfile
+from importlib import metadata
 HERE = os.getcwd()
 module, _, attribute = BACKEND.partition(":")
 sys.path[:0] = PATHS
+os.makedirs("/tmp/programs")
+for entry in metadata.entry_points(group="console_scripts"):
+    with open("/tmp/programs/" + entry.name, "w") as file:
+        first = entry.attr.partition(".")[0]
+        file.write(f"#!{sys.executable}\\nfrom {entry.module} import {first}\\nraise SystemExit({entry.attr}())\\n")
+    os.chmod(file.name, 0o755)
+os.environ["PATH"] = ":".join(["/tmp/programs", *(path + "/bin" for path in sys.path if path), os.environ.get("PATH", "")])
 backend = importlib.import_module(module)
 for part in filter(None, attribute.split(".")):
     backend = getattr(backend, part)
+
+def is_there(wish):
+    try:
+        return bool(metadata.distribution(re.match(r"[\\w.-]+", wish)[0]))
+    except metadata.PackageNotFoundError:
+        return False
+
+asked = getattr(backend, "get_requires_for_build_wheel", list)()
+if missing := [wish for wish in asked if not is_there(wish)]:
+    with open(HERE + "/rorqual_wheel.json", "w") as file:
+        json.dump({"needs": missing}, file)
+    raise SystemExit
 os.makedirs("/tmp/wheel")
 name = backend.build_wheel("/tmp/wheel")
 with zipfile.ZipFile("/tmp/wheel/" + name) as wheel:
     wanted = [n for n in wheel.namelist() if n.endswith((".py", ".dist-info/METADATA", "entry_points.txt"))]
-    found = {n: wheel.read(n).decode("utf-8", "replace") for n in wanted}
+    found = {"files": {n: wheel.read(n).decode("utf-8", "replace") for n in wanted}}
 with open(HERE + "/rorqual_wheel.json", "w") as file:
     json.dump(found, file)
 """
@@ -191,20 +211,27 @@ def build(payload: dict[str, Any]) -> str:
     if backend == "none":
         return "none"
     system = _pyproject(files).get("build-system", {})
+    asked, script = list(system.get("requires", ["setuptools", "wheel"])), BUILD.replace("BACKEND", repr(backend))
+    script = script.replace("PATHS", repr(system.get("backend-path", [])))
     try:
-        requires = pinned(list(system.get("requires", ["setuptools", "wheel"])), [])
+        made = _built(payload, script, asked)
+        if "needs" in made:  # what the back end says that it needs beyond what is written, as meson's does ninja
+            made = _built(payload, script, asked + made["needs"])
     except TaskError as error:
         return f"{backend}: not built ({error})"[:200]
-    script = BUILD.replace("BACKEND", repr(backend)).replace("PATHS", repr(system.get("backend-path", [])))
-    inside = {**payload, "requires": requires, "tops": [], "path": "."}
-    with LANGUAGE.open_box({**files, "rorqual_build.py": script}, inside, "bwrap", SET_UP_S) as box:
+    _adopt(payload, made.get("files", {}))
+    return backend
+
+
+def _built(payload: Mapping[str, Any], script: str, asked: list[str]) -> dict[str, Any]:
+    """The wheel's files, or what its making needs. Raises TaskError."""
+    inside = {**payload, "requires": pinned(asked, []), "tops": [], "path": "."}
+    with LANGUAGE.open_box({**payload["files"], "rorqual_build.py": script}, inside, "bwrap", SET_UP_S) as box:
         env = {**LANGUAGE.environment(box, inside), "SETUPTOOLS_SCM_PRETEND_VERSION": payload["version"] or "0"}
         result = box.run([box.python, "-B", "rorqual_build.py"], env=env)
         if not result.is_ok:
-            return f"{backend}: not built ({result.stderr.strip()[-120:]})"
-        made = json.loads(box.download("rorqual_wheel.json"))
-    _adopt(payload, made)
-    return backend
+            raise TaskError(result.stderr.strip()[-120:])
+        return json.loads(box.download("rorqual_wheel.json"))
 
 
 def _adopt(payload: dict[str, Any], made: Mapping[str, str]) -> None:

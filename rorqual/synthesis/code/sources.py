@@ -15,7 +15,19 @@ from rorqual.tasks.language_python import cache_of
 
 TEXT = (".py", ".pyi", ".toml", ".cfg", ".ini", ".txt", ".md", ".rst", ".json", ".lark", ".in", ".yaml", ".yml", ".js", ".mjs",
         ".cjs", ".html", ".j2", ".css", ".xml", ".csv", ".typed")  # fmt: skip
-BARE = ("PKG-INFO", "LICENSE", "COPYING", "NOTICE", "Makefile", "CHANGELOG", "CHANGES", "HISTORY", "NEWS")
+BARE = (
+    "PKG-INFO",
+    "meson.build",
+    "meson.options",
+    "LICENSE",
+    "COPYING",
+    "NOTICE",
+    "Makefile",
+    "CHANGELOG",
+    "CHANGES",
+    "HISTORY",
+    "NEWS",
+)
 MAX_FILE_BYTES, MAX_FILES, MAX_BYTES = 400_000, 3000, 24_000_000
 SKIPPED = {".git", ".hg", "node_modules", "__pycache__", ".venv", ".tox"}
 
