@@ -3,7 +3,7 @@
 rorqual run tiny                                  two CPU cores, minutes; ends with runs/tiny/model and runs/tiny/report.html
 rorqual run tiny --out runs/mine --pretrain.pace.steps=2000
 rorqual run small --stop-after 500                a part of at most about 500 seconds; the same command goes on from there
-torchrun --nproc-per-node 8 -m rorqual run small  the same stages, sharded
+torchrun --nproc-per-node 2 -m rorqual run small  the same stages, sharded
 rorqual run mismatch-lab                          which mismatch breaks GRPO, and what mends it: a table and a page
 """
 
