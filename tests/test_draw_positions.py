@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -25,7 +26,7 @@ def record() -> dict[str, Any]:
 @pytest.mark.parametrize("largest", [0.3, 1, 7, 62, 139.5, 8000])
 def test_ticks_are_even_begin_at_zero_and_reach_the_largest(largest: float) -> None:
     found = ticks(largest)
-    steps = {round(b - a, 9) for a, b in zip(found, found[1:], strict=False)}
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(found)}
     assert found[0] == 0 and found[-1] >= largest and len(steps) == 1 and 4 <= len(found) <= 14
 
 
