@@ -19,18 +19,26 @@ from rorqual.commands import bench
 RUNS = [
     *({"op": "sparse-attention", "context": T} for T in (8192, 32768, 131072)),
     *({"op": "sparse-decode", "batch": B, "context": 4096} for B in (1, 8, 64, 128)),
+    *({"op": "sparse-decode-fp8", "batch": B, "context": 4096} for B in (1, 8, 64, 128)),
     {"op": "sparse-backward", "context": 32768},
+    *({"op": "masked-prefill", "context": S} for S in (2048, 4096, 8192, 16384)),
     *({"op": "select", "context": T} for T in (8192, 32768, 131072)),
     *({"op": "top-k", "context": T, "queries": rows} for rows, T in ((4096, 8192), (4096, 32768), (2048, 131072))),
     {"op": "index-loss", "context": 32768},
     {"op": "token-logprobs"},
+    *({"op": "fp8-matmul", "queries": N} for N in (64, 512, 4096)),
+    {"op": "quantize-activation"},
+    {"op": "quantize-weight"},
+    *({"op": op, "queries": N} for op in ("write-latents", "write-index-keys") for N in (64, 65536)),
+    {"op": "experts", "queries": 8192},
+    {"op": "grouped-matmul", "queries": 8192},
 ]
 
 
 def arguments(**chosen: int | str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    return parser.parse_args([str(chosen.pop("op")), *(f"--{name}={value}" for name, value in chosen.items())])
+    return parser.parse_args([str(chosen.pop("op")), *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())])
 
 
 def main() -> None:

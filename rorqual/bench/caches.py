@@ -50,6 +50,5 @@ def _writer_case(shape: tuple[int, ...], inputs: tuple[Any, ...], ours: Any, pla
         plain(caches[1], *inputs)
         return (caches[0] != caches[1]).float().mean().item()
 
-    return Case(
-        replayed(lambda: ours(caches[0], *inputs)), error, 1e-3, 0.0, bytes_moved, {"plain": lambda: plain(caches[1], *inputs)}
-    )
+    peers = {"plain": lambda: plain(caches[1], *inputs)}
+    return Case(replayed(lambda: ours(caches[0], *inputs), 20), error, 1e-3, 0.0, bytes_moved, peers, calls=20)

@@ -94,7 +94,7 @@ def _quantize_case(x: Any, ours: Callable[[], Any], plain: Callable[[], Any]) ->
         (values, scale), (wanted, wanted_scale) = ours(), plain()
         return (values.float() != wanted.float()).float().mean().item() + (scale != wanted_scale).float().mean().item()
 
-    return Case(replayed(ours), error, 0.0, 0.0, x.numel() * 3, {"plain": plain})
+    return Case(replayed(ours, 5), error, 0.0, 0.0, x.numel() * 3, {"plain": plain}, calls=5)
 
 
 def _experts_inputs(args: argparse.Namespace) -> tuple[Any, ...]:

@@ -28,6 +28,8 @@ class Case:
     """Peers that cannot be used here, and why."""
     fp8: bool = False
     """Whether the operations are FP8 (the limit then counts twice the bf16 rate)."""
+    calls: int = 1
+    """How many times `ours` runs the op: one call of a small one would be lost in the time of a launch."""
 
 
 def check(op: str, case: Case) -> float:
@@ -78,15 +80,16 @@ def median_seconds(call: Callable[[], Any], repeats: int = 10, warmups: int = 2)
     return sorted(begin.elapsed_time(end) for begin, end in pairs)[repeats // 2] / 1e3
 
 
-def replayed(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call as a replayed graph, as an engine runs decode: the launches then cost nothing on the host."""
+def replayed(call: Callable[[], Any], calls: int = 1) -> Callable[[], Any]:
+    """The call, `calls` times, as a replayed graph, as an engine runs decode: the launches then cost nothing on the host."""
     import torch
 
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
+        for _ in range(calls):
+            call()
     return graph.replay
 
 

@@ -55,11 +55,12 @@ def measure(op: str, args: argparse.Namespace) -> dict[str, Any]:
     case = CASES[op](args)
     error = check(op, case)
     rate, bandwidth = ceilings()
-    seconds = median_seconds(case.ours, args.repeats)
+    seconds = median_seconds(case.ours, args.repeats) / case.calls
     limit = max(case.flops / (rate * (2 if case.fp8 else 1)), case.bytes / bandwidth)
     figures: dict[str, Any] = {
         "op": op,
         "queries": args.queries, "context": args.context, "heads": args.heads, "topk": args.topk, "batch": args.batch,
+        "out_dim": args.out_dim, "in_dim": args.in_dim, "experts": args.experts,
         "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "ms": seconds * 1e3, "tflops": case.flops / seconds / 1e12, "gb_per_s": case.bytes / seconds / 1e9,
         "limit_ms": limit * 1e3, "share_of_limit": limit / seconds, "error": error, "tolerance": case.tolerance,
