@@ -157,21 +157,24 @@ def crossover(lengths: list[int], sparse: list[float], dense: list[float]) -> in
 def steps(model: Transformer, args: argparse.Namespace) -> Figures:
     """A decode step's wall clock over the sum of its kernels' times."""
     figures: Figures = {}
-    for name, size in {"graphs": 16, "without": 0}.items():
-        for rows, context in ((args.rows, min(4096, args.longest)), (1, min(4096, args.longest))):
-            engine = small_engine(model, rows, context, AttentionMode(), device_steps=size)
-            fill(engine)
-            wall = step_seconds(engine, rows, context, args.device, args.steps)
-            kernels, table = kernel_seconds(engine, rows, context, args)
-            overhead = wall / kernels - 1 if kernels else None
-            figures[f"{name}, {rows} rows at {context}"] = {
-                "ms_per_step": wall * 1e3, "kernels_ms_per_step": kernels * 1e3, "overhead": overhead, "kernels": table[:25],
-                "kernel_launches_per_step": sum(each["calls_per_step"] for each in table),
-            }  # fmt: skip
-            print("steps", name, rows, context, f"wall {wall * 1e3:.3f} ms, kernels {kernels * 1e3:.3f} ms", overhead, flush=True)
-            for each in table[:25]:
-                print("   ", each, flush=True)
-            del engine
+    context = min(4096, args.longest)
+    for name, rows, dtype in (("graphs", args.rows, "model"), ("graphs", 1, "model"), ("graphs, FP8 cache", args.rows, "fp8"),
+                              ("no graphs", args.rows, "model")):  # fmt: skip
+        engine = small_engine(model, rows, context, AttentionMode(), cache_dtype=dtype)
+        fill(engine)
+        if name == "no graphs" and engine.decoder is not None:
+            engine.decoder = engine._decoder(captures=False)
+        wall = step_seconds(engine, rows, context, args.device, args.steps)
+        kernels, table = kernel_seconds(engine, rows, context, args)
+        overhead = wall / kernels - 1 if kernels else None
+        figures[f"{name}, {rows} rows at {context}"] = {
+            "ms_per_step": wall * 1e3, "kernels_ms_per_step": kernels * 1e3, "overhead": overhead, "kernels": table[:25],
+            "kernel_launches_per_step": sum(each["calls_per_step"] for each in table),
+        }  # fmt: skip
+        print("steps", name, rows, context, f"wall {wall * 1e3:.3f} ms, kernels {kernels * 1e3:.3f} ms", overhead, flush=True)
+        for each in table[:25]:
+            print("   ", each, flush=True)
+        del engine
     return figures
 
 

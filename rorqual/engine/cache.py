@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rorqual.engine.stores import Entries, IndexKeys
 from rorqual.errors import UserError
 from rorqual.kernels import select_tokens, sparse_attention
 from rorqual.kernels.own_keys import attend_own_keys, select_own_tokens
+from rorqual.model.cache import Fresh
 from rorqual.model.config import ModelConfig
 from rorqual.model.keys import Keys, Reach, Segment
 from rorqual.model.rows import Rows
@@ -49,18 +51,31 @@ class PagedCache:
     """Storage for num_blocks * block_size tokens. `plan` says which rows the next forward holds; then the model updates."""
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device, spare: bool = False
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        spare: bool = False,
+        packed: bool = False,
     ):
-        """spare: with a block beyond those of the pool, for rows that nobody asked for (`spare_block`)."""
-        self.block_size, self.device = block_size, device
+        """spare: with a block beyond those of the pool, for rows that nobody asked for (`spare_block`). packed: in FP8."""
+        self.block_size, self.device, self.dtype, self.latent_dim = block_size, device, dtype, config.kv_lora_rank
         self.spare_block = num_blocks
         self.num_slots = (num_blocks + spare) * block_size
-        entry = config.kv_lora_rank + config.qk_rope_head_dim
+        L, R, C = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
+        if packed and L % 128:
+            raise UserError(f"cache: an FP8 cache takes a kv_lora_rank that is a multiple of 128, found {L}")
+        entry, key = (L + L // 32 + 2 * R, C + 4) if packed else (L + R, C)
+        self._is_written_whole = packed or device.type == "cuda"
+        """Whether one kernel makes and stores an entry (on a CPU that would only be slower)."""
         kinds = [*config.layer_indexers, *[config.mtp_indexer] * config.n_mtp_layers]
-        self._kv = [torch.empty(self.num_slots, entry, dtype=dtype, device=device) for _ in kinds]
+        stored = torch.uint8 if packed else dtype
+        self._kv = [torch.zeros(self.num_slots, entry, dtype=stored, device=device) for _ in kinds]
         self._index_keys = [
-            torch.empty(self.num_slots, config.index_head_dim, dtype=dtype, device=device) if kind == "full" else None
-            for kind in kinds
+            torch.zeros(self.num_slots, key, dtype=stored, device=device) if kind == "full" else None for kind in kinds
         ]
         self._layout = _Layout([], block_size, device)
 
@@ -88,30 +103,23 @@ class PagedCache:
         if found != planned:
             raise AssertionError(f"the forward has rows {found} of its requests, planned were {planned}")
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
+    def update(self, layer: int, fresh: Fresh) -> Keys:
         """Store the rows' entries of one layer; the keys they may see."""
-        return PagedKeys(self._layout, *self.write(layer, self._layout.written, kv, index_keys))
+        return PagedKeys(self._layout, *self.write(layer, self._layout.written, fresh))
 
-    def write(self, layer: int, slots: Tensor, kv: Tensor, index_keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Store entries in slots int64 [N]; the layer's stores of entries [slots, L + R] and of index keys [slots, C]."""
-        self._kv[layer][slots] = kv.to(self._kv[layer].dtype)
-        store = self._index_keys[layer]
-        if store is not None and index_keys is not None:
-            store[slots] = index_keys.to(store.dtype)
-        return self._kv[layer], store
-
-    def select_paged(self, query: Tensor, store: Tensor, weight: Tensor, topk: int, table: Tensor, lengths: Tensor) -> Tensor:
-        """The selection of one query for each row among the keys in the pages of its table, int32 [B, topk]; table [B, P] holds
-        more than topk keys, lengths int32 [B]."""
-        pages = store.view(-1, self.block_size, store.shape[1])
-        if store.is_cuda:
-            from rorqual.kernels.select_tokens_triton import select_cached_tokens
-
-            chosen = select_cached_tokens(query, pages, table, weight, topk, lengths)
-            assert isinstance(chosen, Tensor)
-            return chosen
-        keys = pages[table.long()].flatten(1, 2)
-        return select_own_tokens(query, keys, weight, topk, lengths.long())
+    def write(self, layer: int, slots: Tensor, fresh: Fresh) -> tuple[Entries, IndexKeys | None]:
+        """Store a layer's rows in slots int64 [N]; what the layer holds."""
+        kv, keys = self._kv[layer], self._index_keys[layer]
+        entries = Entries(kv, self.latent_dim, self.dtype)
+        index_keys = None if keys is None else IndexKeys(keys, self.block_size, self.dtype)
+        if self._is_written_whole:
+            fresh.write(kv, None if index_keys is None else index_keys.pages, slots)
+            return entries, index_keys
+        kv[slots] = fresh.entries().to(kv.dtype)
+        found = fresh.index_keys()
+        if keys is not None and found is not None:
+            keys[slots] = found.to(keys.dtype)
+        return entries, index_keys
 
 
 def _slots(blocks: Sequence[int], block_size: int, device: torch.device) -> Tensor:
@@ -158,13 +166,13 @@ class _Layout:
         keys = torch.arange(topk, device=self.device, dtype=torch.int32)
         return torch.where(keys < self.ends[:, None], keys, -1)
 
-    def gather(self, store: Tensor, request: int) -> Tensor:
+    def gather(self, store: Entries | IndexKeys, request: int) -> Tensor:
         """A request's entries in order: a view where its blocks lie one after another, else a copy."""
         span = self.spans[request]
         if request not in self._runs:
             self._runs[request] = _run(span.blocks, span.end, self.block_size)
         run = self._runs[request]
-        return store[run] if run is not None else store[_slots(span.blocks, self.block_size, self.device)[: span.end]]
+        return store.take(_slots(span.blocks, self.block_size, self.device)[: span.end] if run is None else run)
 
     def choosers(self, topk: int) -> tuple[list[_Flock], list[_Asked]]:
         """Who chooses among more than topk keys: flocks of requests with few rows, and single requests."""
@@ -237,11 +245,9 @@ class _Flock:
     """int64 [B]: how many of them it sees."""
     block_size: int
 
-    def gather(self, store: Tensor) -> Tensor:
+    def gather(self, store: Entries | IndexKeys) -> Tensor:
         """Each row's own keys, [B, blocks * block_size, entry]."""
-        pages = store.view(-1, self.block_size * store.shape[1])
-        found = pages.index_select(0, self.blocks.flatten())
-        return found.view(len(self.rows), -1, store.shape[1])
+        return store.take_blocks(self.blocks, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ def _run(blocks: Sequence[int], length: int, block_size: int) -> slice | None:
 class PagedKeys:
     """The model's Keys over the shared store of one layer. A selection is in positions of each row's own request."""
 
-    def __init__(self, layout: _Layout, kv: Tensor, index_keys: Tensor | None):
+    def __init__(self, layout: _Layout, kv: Entries, index_keys: IndexKeys | None):
         self._layout, self._kv, self._index_keys = layout, kv, index_keys
 
     @property
@@ -283,7 +289,7 @@ class PagedKeys:
         layout, store = self._layout, self._index_keys
         if layout.max_len <= topk or store is None:
             return None
-        selected = layout.listed(topk)
+        query, selected = store.rounded(query), layout.listed(topk)
         flocks, single = layout.choosers(topk)
         for flock in flocks:
             rows = flock.rows
@@ -320,7 +326,7 @@ class PagedKeys:
     def _attend_slots(self, q: Tensor, scale: float, value_dim: int, selected: Tensor, offsets: Tensor) -> Tensor:
         """Sparse attention of rows of any requests over the shared store, through their slot tables."""
         slots = self._layout.table[offsets[:, None] + selected.clamp(min=0)]
-        return sparse_attention(q, self._kv, torch.where(selected >= 0, slots, -1).int(), scale, value_dim)[0]
+        return sparse_attention(q, self._kv.data, torch.where(selected >= 0, slots, -1).int(), scale, value_dim)[0]
 
     def _attend_segment(self, q: Tensor, scale: float, value_dim: int, request: int) -> Tensor:
         """The first rows of a request in this step, each over all keys that it sees."""

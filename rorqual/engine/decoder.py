@@ -24,8 +24,11 @@ from rorqual.engine.philox import uniforms
 from rorqual.engine.records import RecordStore
 from rorqual.engine.request import Request
 from rorqual.engine.sampler import Sampled
+from rorqual.engine.stores import Entries, IndexKeys
 from rorqual.errors import UserError
-from rorqual.kernels import sparse_attention
+from rorqual.kernels import quantize_activation, sparse_attention
+from rorqual.kernels.own_keys import select_own_tokens
+from rorqual.model.cache import Fresh
 from rorqual.model.call import AttentionMode
 from rorqual.model.keys import Keys, Segment
 from rorqual.model.rows import Rows
@@ -70,22 +73,32 @@ class DecodeKeys:
     """The model's Keys for one query of each row, whose keys lie in the pages of its table. A selection is in positions."""
 
     decode: PagedDecode
-    kv: Tensor
-    index_keys: Tensor | None
+    kv: Entries
+    index_keys: IndexKeys | None
 
     @property
     def segments(self) -> list[Segment]:
         raise UserError("a decode step attends in the absorbed form (its keys lie in pages); form = 'expanded' is for prefill")
 
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
-        step = self.decode
-        if step.max_len <= topk or self.index_keys is None:
+        step, store = self.decode, self.index_keys
+        if step.max_len <= topk or store is None:
             return None
-        return step.cache.select_paged(query, self.index_keys, weight, topk, step.table, step.ends)
+        if not query.is_cuda:
+            keys = store.take_blocks(step.table.long(), step.block_size)
+            return select_own_tokens(store.rounded(query), keys, weight, topk, step.ends.long())
+        from rorqual.kernels.select_tokens_triton import select_cached_tokens
+
+        if store.is_packed:
+            query, scale = quantize_activation(query.contiguous(), block=query.shape[-1])
+            weight = weight * scale[..., 0]
+        chosen = select_cached_tokens(query, store.pages, step.table, weight, topk, step.ends)
+        assert isinstance(chosen, Tensor)
+        return chosen
 
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
         slots = self.decode.all_slots if selected is None else self.decode.slots_of(selected)
-        return sparse_attention(q, self.kv, slots, scale, value_dim)[0]
+        return sparse_attention(q, self.kv.data, slots, scale, value_dim)[0]
 
     def to_positions(self, selected: Tensor | None, topk: int) -> Tensor:
         return self.decode.listed(topk) if selected is None else selected
@@ -112,6 +125,10 @@ class PagedDecode:
 
     def slots_of(self, positions: Tensor) -> Tensor:
         """int32 slots of each row's positions [B, K]; -1 where a position is negative."""
+        if positions.is_cuda:
+            from rorqual.kernels.routing_triton import slots_of
+
+            return slots_of(self.table, positions.contiguous(), self.ends, self.block_size, positions.shape[1])
         page = positions.clamp(min=0) // self.block_size
         slots = self.table.gather(1, page.long()) * self.block_size + positions % self.block_size
         return torch.where(positions >= 0, slots, -1).int()
@@ -132,8 +149,8 @@ class PagedDecode:
         if len(rows.tokens) != len(self.table):
             raise AssertionError(f"the step has {len(rows.tokens)} rows, planned were {len(self.table)}")
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        return DecodeKeys(self, *self.cache.write(layer, self.written, kv, index_keys))
+    def update(self, layer: int, fresh: Fresh) -> Keys:
+        return DecodeKeys(self, *self.cache.write(layer, self.written, fresh))
 
 
 @dataclass

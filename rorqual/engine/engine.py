@@ -11,6 +11,7 @@ import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class EngineConfig:
     block_size: int = 64
     cache_tokens: int = 65536
     """Room of the paged cache, for all requests together; a part-filled block counts whole."""
+    cache_dtype: Literal["model", "fp8"] = "model"
+    """fp8 keeps a token in 656 + 132 bytes a layer (at the released sizes) instead of 1,408 in bfloat16, rounded to 8 bits."""
     max_context: int | None = None
     """Longest prompt and completion together; None: the model's max_positions."""
     max_step_tokens: int = 2048
@@ -99,7 +102,15 @@ class Engine:
         num_blocks = config.cache_tokens // config.block_size
         self.pool = BlockPool(num_blocks, config.block_size)
         on_device = weight.is_cuda and config.device_steps > 0 and not config.speculative
-        self.cache = PagedCache(model.config, num_blocks, config.block_size, weight.dtype, weight.device, spare=on_device)
+        self.cache = PagedCache(
+            model.config,
+            num_blocks,
+            config.block_size,
+            weight.dtype,
+            weight.device,
+            spare=on_device,
+            packed=config.cache_dtype == "fp8",
+        )
         self.records = RecordStore(
             model.config, self.cache.num_slots, config.record_routing, config.record_selection, weight.device
         )

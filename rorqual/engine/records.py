@@ -25,7 +25,7 @@ class RecordStore:
 
     def trace(self) -> Trace:
         """What to ask of a forward."""
-        return Trace(routed_experts=self.routing, selected_indices=self.selection)
+        return Trace(routed_experts=self.routing, selected_indices=self.selection, router_loads=False)
 
     def write(self, slots: Tensor, trace: Trace) -> None:
         """Keep what a forward told, for its rows' slots int64 [N]."""

@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_BLOCK = 4096
-"""Logits of a row that one program holds at once."""
+MAX_BLOCK = 8192
+"""Logits of a row that one program reads at once..."""
+MAX_WHOLE = 1 << 13
+"""...but a row of at most so many stays in its registers."""
 
 
 def draw_tokens(
@@ -37,11 +39,12 @@ def draw_tokens(
     [n, B, ceil(V / 8)] at [step]: bit i of byte j is set where id 8 j + i was kept. step int64 [1] on the device; None: 0.
     """
     B, V = logits.shape
-    block = min(MAX_BLOCK, max(128, triton.next_power_of_2(V)))
+    whole = V <= MAX_WHOLE
+    block = max(128, triton.next_power_of_2(V)) if whole else MAX_BLOCK
     draw_kernel[(B,)](
         logits, noise, temperature, top_k, top_p, min_p, out, tokens, out if kept is None else kept,
-        tokens if step is None else step, B, V, RECORD=kept is not None, STEP=step is not None, BLOCK=block,
-        num_warps=min(16, max(4, block // 256)),
+        tokens if step is None else step, B, V, RECORD=kept is not None, STEP=step is not None, BLOCK=block, WHOLE=whole,
+        num_warps=min(16, max(4, block // 512)),
     )  # fmt: skip
 
 
@@ -60,12 +63,12 @@ def _scaled(X, id, V, top, temperature):
 
 
 @triton.jit
-def _mass(X, V, top, temperature, edge, BLOCK: tl.constexpr):
-    """The count and the mass of the weights whose logarithm is at least `edge` (as an ordered integer)."""
+def _mass(row, X, V, top, temperature, edge, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """The count and the mass of the weights whose logarithm is at least `edge` (as an ordered integer). row: all logarithms,
+    where they are held."""
     count, mass = edge * 0, edge.to(tl.float64) * 0
     for low in range(0, V, BLOCK):
-        id = low + tl.arange(0, BLOCK)
-        x = _scaled(X, id, V, top, temperature)
+        x = row if WHOLE else _scaled(X, low + tl.arange(0, BLOCK), V, top, temperature)
         there = (_ordered(x) >= edge) & (x > float("-inf"))
         count += tl.sum(there.to(tl.int32), 0)
         mass += tl.sum(tl.where(there, tl.exp(x), 0.0), 0).to(tl.float64)
@@ -73,25 +76,30 @@ def _mass(X, V, top, temperature, edge, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _edge(X, V, top, temperature, low, count, mass, BLOCK: tl.constexpr):
-    """The greatest edge >= low that at least `count` weights reach, of at least `mass` together; and the count and the mass of
-    the weights above it."""
+def _edge(row, X, V, top, temperature, low, low_count, low_mass, count, mass, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """The greatest edge >= low that at least `count` weights reach, of at least `mass` together.
+
+    Returns an edge, count and mass of the weights that reach it, and of those above its tie. Either one weight alone lies between
+    the edge and those above, or the edge is the value of all that do.
+    """
     high, above, above_mass = low * 0 + 1, low * 0, mass * 0  # logarithms are at most 0: none reaches the integer 1
-    while low + 1 < high:
+    while (low + 1 < high) & (low_count - above > 1):
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        reached, reached_mass = _mass(X, V, top, temperature, middle, BLOCK)
+        reached, reached_mass = _mass(row, X, V, top, temperature, middle, BLOCK, WHOLE)
         enough = (reached >= count) & (reached_mass >= mass)
         low = tl.where(enough, middle, low)
+        low_count = tl.where(enough, reached, low_count)
+        low_mass = tl.where(enough, reached_mass, low_mass)
         high = tl.where(enough, high, middle)
         above = tl.where(enough, above, reached)
         above_mass = tl.where(enough, above_mass, reached_mass)
-    return low, above, above_mass
+    return low, low_count, low_mass, above, above_mass
 
 
 @triton.jit
 def draw_kernel(
     X, NOISE, TEMPERATURE, TOP_K, TOP_P, MIN_P, OUT, TOKENS, KEPT, AT, B, V,
-    RECORD: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    RECORD: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Grid (B,)."""
     row = tl.program_id(0).to(tl.int64)
@@ -110,21 +118,28 @@ def draw_kernel(
     warm = tl.load(TEMPERATURE + row)
     greedy = warm == 0
     temperature = tl.where(greedy, 1.0, warm)
-    nothing = -2139095041  # the ordered integer of -inf: every weight reaches it
-    _, plain = _mass(X, V, top, top * 0 + 1.0, best * 0 + nothing, BLOCK)
-    edge, ties = best * 0 + nothing, best * 0 + 2147483647
-    total_count, total = _mass(X, V, top, temperature, edge, BLOCK)
+    edge, ties = best * 0 - 2139095041, best * 0 + 2147483647  # the ordered integer of -inf: every weight reaches it
+    held = _scaled(X, tl.arange(0, BLOCK if WHOLE else 16), V, top, top * 0 + 1.0)
+    _, plain = _mass(held, X, V, top, top * 0 + 1.0, edge, BLOCK, WHOLE)
+    held = held / temperature
+    count, total = _mass(held, X, V, top, temperature, edge, BLOCK, WHOLE)
     top_k, top_p, min_p = tl.load(TOP_K + row), tl.load(TOP_P + row), tl.load(MIN_P + row)
-    if (greedy == 0) & (top_k > 0) & (top_k < total_count):
-        edge, above, above_mass = _edge(X, V, top, temperature, edge, top_k, total * 0, BLOCK)
+    if (greedy == 0) & (top_k > 0) & (top_k < count):
+        edge, reach, mass, above, above_mass = _edge(
+            held, X, V, top, temperature, edge, count, total, top_k, total * 0, BLOCK, WHOLE
+        )
         ties = top_k - above
-        total = above_mass + ties.to(tl.float64) * tl.exp(_value(edge)).to(tl.float64)
+        tied = above_mass + ties.to(tl.float64) * tl.exp(_value(edge)).to(tl.float64)
+        count, total = top_k, tl.where(reach - above > 1, tied, mass)
     if (greedy == 0) & (top_p < 1):
         line = top_p.to(tl.float64) * total
         # Below top-k's edge nothing counts: the search begins there.
-        reached, above, above_mass = _edge(X, V, top, temperature, edge, top_k * 0 + 1, line, BLOCK)
+        reached, reach, mass, above, above_mass = _edge(
+            held, X, V, top, temperature, edge, count, total, top_k * 0 + 1, line, BLOCK, WHOLE
+        )
         each = tl.exp(_value(reached)).to(tl.float64)
         wanted = tl.maximum(tl.ceil((line - above_mass) / each).to(tl.int32), 1)
+        wanted = tl.where(reach - above > 1, wanted, 1)
         ties = tl.where(reached == edge, tl.minimum(ties, wanted), wanted)
         edge = reached
     if (greedy == 0) & (min_p > 0):
@@ -132,7 +147,9 @@ def draw_kernel(
         ties = tl.where(bar > edge, 2147483647, ties)
         edge = tl.maximum(edge, bar)
     kept = KEPT + (step * B + row) * ((V + 7) // 8)
-    token, mass = _draw(X, NOISE + step * B + row, kept, V, top, temperature, edge, ties, greedy, best, RECORD, BLOCK)
+    token, mass = _draw(
+        held, X, NOISE + step * B + row, kept, V, top, temperature, edge, ties, greedy, best, RECORD, BLOCK, WHOLE
+    )
     token = tl.where(greedy, best, token)
     x = tl.load(X + token)
     logprob = tl.where(greedy, 0.0, ((x - top) / temperature).to(tl.float64) - tl.log(mass))
@@ -151,9 +168,9 @@ def _value(key):
 
 
 @triton.jit
-def _kept(X, id, V, top, temperature, edge, ties, tied_before):
+def _kept(row, X, id, V, top, temperature, edge, ties, tied_before, WHOLE: tl.constexpr):
     """The weights of a block that stay, whether they do, and how many ties have been met."""
-    x = _scaled(X, id, V, top, temperature)
+    x = row if WHOLE else _scaled(X, id, V, top, temperature)
     key = _ordered(x)
     tied = (key == edge) & (x > float("-inf"))
     rank = tied_before + tl.cumsum(tied.to(tl.int32), 0)
@@ -163,13 +180,14 @@ def _kept(X, id, V, top, temperature, edge, ties, tied_before):
 
 @triton.jit
 def _draw(
-    X, NOISE, KEPT, V, top, temperature, edge, ties, greedy, best, RECORD: tl.constexpr, BLOCK: tl.constexpr,
+    row, X, NOISE, KEPT, V, top, temperature, edge, ties, greedy, best,
+    RECORD: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The token at the noise's place among the kept weights, ids ascending, and their mass; writes the kept set."""
     mass, tied = top.to(tl.float64) * 0, edge * 0
     for low in range(0, V, BLOCK):
         id = low + tl.arange(0, BLOCK)
-        weight, stays, tied = _kept(X, id, V, top, temperature, edge, ties, tied)
+        weight, stays, tied = _kept(row, X, id, V, top, temperature, edge, ties, tied, WHOLE)
         mass += tl.sum(weight, 0).to(tl.float64)
         if RECORD:
             stays = tl.where(greedy, id == best, stays)
@@ -180,7 +198,7 @@ def _draw(
     token, last, before, tied = best * 0 - 1, best * 0, top.to(tl.float64) * 0, edge * 0
     for low in range(0, V, BLOCK):
         id = low + tl.arange(0, BLOCK)
-        weight, _, tied = _kept(X, id, V, top, temperature, edge, ties, tied)
+        weight, _, tied = _kept(row, X, id, V, top, temperature, edge, ties, tied, WHOLE)
         here = tl.sum(weight, 0).to(tl.float64)
         last = tl.maximum(last, tl.max(tl.where(weight > 0, id, 0), 0))
         if (token < 0) & (before + here > target):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.experts import experts_plain
+from rorqual.kernels.routing_triton import few_pairs, order_pairs
 
 MOST_WASTED = 1 << 26
 """Numbers of all experts held at once where a dtype has no grouped product."""
@@ -56,6 +57,8 @@ class Plan(NamedTuple):
 
 
 def plan(chosen: Tensor, E: int) -> Plan:
+    if few_pairs(chosen, E):
+        return Plan(*order_pairs(chosen, E))
     N, K = chosen.shape
     flat = chosen.reshape(-1).long()
     flat, order = torch.where(flat < 0, E, flat).sort(stable=True)

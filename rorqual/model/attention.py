@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rorqual.errors import UserError
 from rorqual.kernels.dense_attention import masked_attention
 from rorqual.kernels.index_loss import index_loss, selection_quality
+from rorqual.model.cache import Fresh
 from rorqual.model.call import AttentionMode, Call
 from rorqual.model.config import IndexerKind, ModelConfig
 from rorqual.model.indexer import Indexer, IndexQueries
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         c_q = x if self.config.q_lora_rank is None else self.q_norm(self.wq_a(x))
         q_nope, q_rope = self._queries(c_q, call.rotation)
         index = self._index_queries(x, c_q, call)
-        keys = call.caches.update(self.layer, self._entries(x, call.rotation), self._index_keys(x, call))
+        keys = call.caches.update(self.layer, self._fresh(x, call))
         selected = self._select(keys, index, handed, call)
         if index is not None and (call.trace.index_loss != "none" or call.trace.index_quality):
             with torch.no_grad():
@@ -68,10 +69,8 @@ class Attention(nn.Module):
         q_nope, q_rope = q.split([self.config.qk_nope_head_dim, self.config.qk_rope_head_dim], -1)
         return q_nope, rotate_interleaved(q_rope, rotation)
 
-    def _entries(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """[normalised latent | rotated rope key] of each row: [N, L + R]. The rope key is not normalised."""
-        latent, k_rope = self.wkv_a(x).split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1)
-        return torch.cat([self.kv_norm(latent), rotate_interleaved(k_rope, rotation)], -1)
+    def _fresh(self, x: Tensor, call: Call) -> Fresh:
+        return Fresh(self.wkv_a(x), self.kv_norm, call.rotation, self._projected_keys(x, call), self.indexer)
 
     # The indexer learns from its own loss only: its inputs are detached, and without that loss it is not differentiated.
 
@@ -81,12 +80,12 @@ class Attention(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and call.trace.index_loss != "none"):
             return self.indexer.queries(x.detach(), c_q.detach(), call.rotation)
 
-    def _index_keys(self, x: Tensor, call: Call) -> Tensor | None:
+    def _projected_keys(self, x: Tensor, call: Call) -> Tensor | None:
         """Later forwards select among the keys that a cache holds, whatever this one does."""
         if self.indexer is None or not (call.wants_index or call.is_cached):
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and call.trace.index_loss != "none"):
-            return self.indexer.keys(x.detach(), call.rotation)
+            return self.indexer.wk(x.detach())
 
     @torch.no_grad()
     def _select(self, keys: Keys, index: IndexQueries | None, handed: Tensor | None, call: Call) -> Tensor | None:

@@ -17,16 +17,58 @@ import torch
 from torch import Tensor
 
 from rorqual.errors import UserError
+from rorqual.kernels import write_index_keys, write_latents
 from rorqual.model.config import ModelConfig
+from rorqual.model.indexer import Indexer
 from rorqual.model.keys import Keys, Reach, Segment, Segments
+from rorqual.model.linear import RMSNorm
+from rorqual.model.rope import Rotation, rotate_interleaved
 from rorqual.model.rows import Rows
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What a layer keeps of the rows of one forward, as its projections left it. A cache takes `entries` and `index_keys`, or
+    has them normalised, rotated and stored in one kernel each (`write`)."""
+
+    latents: Tensor
+    """[N, L + R]: wkv_a(x)."""
+    norm: RMSNorm
+    rotation: Rotation
+    projected_keys: Tensor | None
+    """[N, C]: the indexer's wk(x); None where the layer keeps no index keys."""
+    indexer: Indexer | None
+
+    def entries(self) -> Tensor:
+        """[normalised latent | rotated rope key] of each row: [N, L + R]. The rope key is not normalised."""
+        L = self.norm.weight.shape[0]
+        latent, k_rope = self.latents.split([L, self.latents.shape[1] - L], -1)
+        return torch.cat([self.norm(latent), rotate_interleaved(k_rope, self.rotation)], -1)
+
+    def index_keys(self) -> Tensor | None:
+        """[N, C]; with a gradient where the projection has one."""
+        if self.indexer is None or self.projected_keys is None:
+            return None
+        with torch.set_grad_enabled(self.projected_keys.requires_grad):
+            return self.indexer.finished_keys(self.projected_keys, self.rotation)
+
+    def write(self, kv: Tensor, index_keys: Tensor | None, slots: Tensor) -> None:
+        """Store all rows in slots int [N] of kv and index_keys, as `rorqual.kernels.write_latents` and `write_index_keys` do."""
+        cos, sin = self.rotation.cos, self.rotation.sin
+        write_latents(kv, slots, self.latents, self.norm.weight, self.norm.eps, cos, sin)
+        if self.indexer is not None and self.projected_keys is not None and index_keys is not None:
+            norm, config = self.indexer.k_norm, self.indexer.config
+            write_index_keys(
+                index_keys, slots, self.projected_keys, norm.weight, norm.bias, norm.eps, cos, sin,
+                interleaved=config.index_rope_interleaved, hadamard=config.index_hadamard,
+            )  # fmt: skip
 
 
 class LayerCaches(Protocol):
     """Where the layers of one forward keep and find keys."""
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        """Store kv [N, L + R] and index keys [N, C] of `layer` (n_layers is the MTP layer); the keys that the rows see."""
+    def update(self, layer: int, fresh: Fresh) -> Keys:
+        """Store what `layer` (n_layers is the MTP layer) keeps of the rows; the keys that the rows see."""
         ...
 
 
@@ -50,8 +92,9 @@ class OwnRows:
         ends = torch.arange(1, len(rows.starts) + 1, device=rows.starts.device)
         self._reach = Reach(rows.starts, ends, 1, max(rows.lengths, default=0), rows.lengths)
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        return Segments([Segment(slice(0, len(kv)), self._reach, kv, index_keys)])
+    def update(self, layer: int, fresh: Fresh) -> Keys:
+        kv = fresh.entries()
+        return Segments([Segment(slice(0, len(kv)), self._reach, kv, fresh.index_keys())])
 
 
 @dataclass(frozen=True)
@@ -94,7 +137,8 @@ class Cache:
         ends = torch.arange(old + 1, new + 1, device=device)
         return Span(sequence, rows, old, new, Reach(torch.zeros_like(ends), ends, old + 1, new))
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
+    def update(self, layer: int, fresh: Fresh) -> Keys:
+        kv, index_keys = fresh.entries(), fresh.index_keys()
         return Segments([self._segment(layer, span, kv, index_keys) for span in self._spans])
 
     def _segment(self, layer: int, span: Span, kv: Tensor, index_keys: Tensor | None) -> Segment:

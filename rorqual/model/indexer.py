@@ -47,7 +47,11 @@ class Indexer(nn.Module):
 
     def keys(self, x: Tensor, rotation: Rotation) -> Tensor:
         """One key per token, shared by all index heads: [N, C]."""
-        return self._rotate(self.k_norm(self.wk(x)), rotation)
+        return self.finished_keys(self.wk(x), rotation)
+
+    def finished_keys(self, projected: Tensor, rotation: Rotation) -> Tensor:
+        """wk(x) [N, C] normalised and rotated."""
+        return self._rotate(self.k_norm(projected), rotation)
 
     def _rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
         """RoPE on the FIRST dims (MLA has it on the last ones), then the Hadamard rotation where the config asks for it."""

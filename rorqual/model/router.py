@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from rorqual.kernels.dispatch import triton_form
 from rorqual.kernels.linear import wide_linear
 from rorqual.model.config import ModelConfig
 
@@ -46,6 +47,19 @@ class Router(nn.Module):
     def forward(self, x: Tensor, replayed: Tensor | None = None) -> Routing:
         """x [N, D]; replayed int [N, K]: experts to use instead of choosing, a row of -1 chooses."""
         logits = wide_linear(x, self.weight)  # [N, E]
+        form = triton_form("route", logits, file="routing") if replayed is None else None
+        if form is None:
+            return self.routed(logits, replayed)
+        c = self.config
+        limits = c.n_expert_groups, c.n_limited_groups, c.n_activated_experts
+        scores, experts, gates = form(logits.detach(), self.expert_bias, *limits, c.route_scale, c.norm_topk_prob, c.route_eps)
+        if not torch.is_grad_enabled():
+            return Routing(scores, experts, gates)
+        scores = logits.sigmoid()
+        return Routing(scores, experts, self._gates(scores, experts))
+
+    def routed(self, logits: Tensor, replayed: Tensor | None = None) -> Routing:
+        """As forward, from logits float32 [N, E]."""
         scores = 1 / (1 + (-logits).exp())  # torch.sigmoid gives other bits at the end of a tensor on CPU
         experts = choose_experts(scores.detach() + self.expert_bias, self.config)
         if replayed is not None:

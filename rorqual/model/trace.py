@@ -28,6 +28,8 @@ class Trace:
 
     routed_experts: bool = False
     selected_indices: bool = False
+    router_loads: bool = True
+    """Count the tokens sent to each expert; sampling does without."""
     router_scores: bool = False
     """Keep the affinities of all experts, with their gradient: the sequence-wise balance loss needs them."""
     index_loss: IndexLossKind = "none"
@@ -39,7 +41,7 @@ class Trace:
     experts: dict[int, Tensor] = field(default_factory=dict)
     """int64 [N, K], ascending; every MoE layer, if routed_experts."""
     loads: dict[int, Tensor] = field(default_factory=dict)
-    """int64 [E]: tokens sent to each expert; every MoE layer, always."""
+    """int64 [E]: tokens sent to each expert; every MoE layer, if router_loads."""
     scores: dict[int, Tensor] = field(default_factory=dict)
     """float32 [N, E], if router_scores."""
     selected: dict[int, Tensor] = field(default_factory=dict)
@@ -55,11 +57,12 @@ class Trace:
         return self.index_loss != "none" or self.selected_indices or self.index_quality
 
     def record_routing(self, layer: int, routing: Routing) -> None:
-        if layer in self.loads:
+        if layer in self.loads or layer in self.experts:
             return
-        # Not torch.bincount: on a GPU it waits for its input, to learn the largest value.
-        every = torch.arange(routing.scores.shape[1], device=routing.experts.device)
-        self.loads[layer] = (routing.experts[..., None] == every).sum((0, 1))
+        if self.router_loads:
+            # Not torch.bincount: on a GPU it waits for its input, to learn the largest value.
+            every = torch.arange(routing.scores.shape[1], device=routing.experts.device)
+            self.loads[layer] = (routing.experts[..., None] == every).sum((0, 1))
         if self.routed_experts:
             self.experts[layer] = routing.experts
         if self.router_scores:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from rorqual.engine.cache import PagedCache
 from rorqual.engine.decoder import round_up_rows
 from rorqual.engine.records import RecordStore
 from rorqual.engine.runner import Runner
+from rorqual.errors import UserError
 from rorqual.model.transformer import Transformer
 from rorqual.policy import SamplingParams, StopReason
 from tests.engine.test_engine import CONFIG, GREEDY, prompts
@@ -29,9 +32,12 @@ def decoding(model: Transformer, config: EngineConfig) -> Engine:
     """An engine on the CPU that decodes as one on a GPU does, without graphs."""
     engine = Engine(model, config)
     cpu = torch.device("cpu")
-    engine.cache = PagedCache(model.config, engine.pool.num_blocks, config.block_size, torch.float32, cpu, spare=True)
+    packed = config.cache_dtype == "fp8"
+    engine.cache = PagedCache(
+        model.config, engine.pool.num_blocks, config.block_size, torch.float32, cpu, spare=True, packed=packed
+    )
     for store in [*engine.cache._kv, *engine.cache._index_keys]:
-        if store is not None:
+        if store is not None and not packed:
             store.fill_(torch.nan)
     engine.records = RecordStore(model.config, engine.cache.num_slots, config.record_routing, config.record_selection, cpu)
     engine.runner = Runner(model, engine.cache, engine.records, engine.mode)
@@ -100,3 +106,30 @@ def test_weights_that_have_diverged_are_an_error(model):
 
 def test_rows_are_rounded_up_to_few_sizes():
     assert [round_up_rows(n) for n in (1, 2, 3, 9, 32, 33, 64, 65, 300)] == [1, 2, 4, 16, 32, 64, 64, 96, 320]
+
+
+WIDE = dataclasses.replace(CONFIG, kv_lora_rank=128, index_head_dim=32, index_topk=20)
+
+
+def test_an_fp8_cache_gives_nearly_the_same_log_probs_in_a_quarter_of_the_bytes():
+    wide = Transformer(WIDE, seed=3)
+    asked, params = prompts(20, shared=9), SamplingParams(max_tokens=2, temperature=0)
+    plain = Engine(wide, EngineConfig(block_size=4))
+    expected = plain.generate(asked, params)
+    engines = [make(wide, EngineConfig(block_size=4, cache_dtype="fp8", device_steps=4)) for make in (Engine, decoding)]
+    found = [engine.generate(asked, params) for engine in engines]
+    assert [each.tokens for each in found[0]] == [each.tokens for each in found[1]]  # single steps and runs read the same bytes
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    moved = []
+    for got, want in zip(found[0], expected, strict=True):
+        same = next((i for i, (a, b) in enumerate(zip(got.tokens, want.tokens, strict=True)) if a != b), len(want.tokens))
+        moved.append(np.abs(got.model_logprobs[:same] - want.model_logprobs[:same]))
+    moved = np.concatenate(moved)
+    assert len(moved) > 12 and 1e-5 < moved.mean() < 0.1, moved  # rounded to 8 bits, and no more than that
+    assert engines[0].cache.num_bytes < 0.4 * plain.cache.num_bytes
+
+
+def test_an_fp8_cache_says_what_it_takes(model):
+    with pytest.raises(UserError, match="multiple of 128, found 20"):
+        Engine(model, EngineConfig(cache_dtype="fp8"))

@@ -121,3 +121,20 @@ def test_speculation_on_a_gpu_changes_no_token():
     plain = Engine(model(), EngineConfig(**BASE)).generate(asked, GREEDY)
     guessed = Engine(model(), EngineConfig(**BASE, speculative=True)).generate(asked, GREEDY)
     assert sum(a.tokens == b.tokens for a, b in zip(plain, guessed, strict=True)) >= 3
+
+
+def test_an_fp8_cache_gives_nearly_the_same_log_probs():
+    narrow, asked = model(torch.bfloat16), prompts(LENGTHS)
+    plain = Engine(narrow, EngineConfig(**BASE)).generate(asked, DRAWN)
+    engine = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8"))
+    moved = []
+    for got, want in zip(engine.generate(asked, DRAWN), plain, strict=True):
+        n = agreeing(got, want)
+        moved.append(np.abs(got.model_logprobs[:n] - want.model_logprobs[:n]))
+    moved = np.concatenate(moved)
+    print(f"log-probs with an FP8 cache: mean {moved.mean():.4f}, most {moved.max():.4f} over {len(moved)} tokens")
+    assert len(moved) > 40 and moved.mean() < 0.1
+    # The same bytes, read in single steps by the ordinary path.
+    single = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8", device_steps=0)).generate(asked[:3], DRAWN)
+    runs = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8")).generate(asked[:3], DRAWN)
+    assert all(agreeing(a, b) >= 8 for a, b in zip(single, runs, strict=True))
