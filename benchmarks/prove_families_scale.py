@@ -4,7 +4,7 @@ Each family fills a store of its own under runs/families_scale, which a killed s
 filter rates, the share of each source, and duplicates are reported as found. The claim is that every stored task passed every
 gate and that no two are the same; how far warm runs of faults agree with fresh sandboxes is measured where both were done.
 
-    python -m benchmarks.prove_families_scale FAMILY SECONDS     one slice, to let others have the core in between
+    python -m benchmarks.prove_families_scale STORE SECONDS     one slice, to let others have the core in between
 """
 
 from __future__ import annotations
@@ -27,24 +27,29 @@ from rorqual.synthesis.line import Selection
 from rorqual.tasks import Store
 
 SECONDS, QUICK_SECONDS = 2400, 240
-MINUTES = {"search": 12.0, "code": 18.0, "interpreter": 5.0}
-"""Of one core, by family; RORQUAL_SCALE_MINUTES multiplies them."""
+STORES = {"search": "search", "interpreter": "interpreter", "code_changes": "code", "code_faults": "code"}
+"""Store -> family. Code tasks from releases, each graded in sandboxes of its own, and from faults are made beside each other."""
+MINUTES = {"search": 40.0, "interpreter": 10.0, "code_changes": 30.0, "code_faults": 60.0}
+"""Of one core, by store; RORQUAL_SCALE_MINUTES multiplies them."""
+CHANGES = 1000
+"""Tasks from releases are asked for by more than the versions named here give."""
 HERE = Path(__file__).parents[1] / "runs" / "families_scale"
 RELEASES = {
-    "toolz": "0.12.1 1.0.0", "sqlparse": "0.4.4 0.5.0 0.5.1 0.5.3", "marko": "2.0.3 2.1.0 2.1.2",
-    "tomlkit": "0.12.0 0.12.5 0.13.0 0.13.2", "cachetools": "5.3.0 5.3.3 5.4.0 5.5.0 5.5.2", "semver": "3.0.1 3.0.2 3.0.4",
-    "dep-logic": "0.2.0 0.3.0 0.4.0 0.5.0", "humanize": "4.8.0 4.9.0 4.10.0 4.11.0", "portion": "2.4.0 2.4.2 2.5.0 2.6.0",
-    "pathspec": "0.11.2 0.12.1", "h11": "0.14.0 0.16.0", "wcwidth": "0.2.12 0.2.13", "natsort": "8.3.1 8.4.0",
-    "mistune": "3.0.1 3.0.2 3.1.0 3.1.2", "more-itertools": "10.2.0 10.3.0 10.4.0", "click": "8.1.7 8.1.8 8.2.0",
-    "inflection": "0.5.0 0.5.1", "idna": "3.6 3.7 3.8", "tomli": "2.0.1 2.0.2", "boltons": "24.0.0 25.0.0",
-    "parso": "0.8.3 0.8.4", "lark": "1.1.8 1.1.9 1.2.2", "jinja2": "3.1.3 3.1.4 3.1.5", "pyparsing": "3.1.4 3.2.0",
-    "attrs": "23.2.0 24.1.0 24.2.0", "packaging": "24.0 24.1", "networkx": "3.3 3.4", "mpmath": "1.2.1 1.3.0",
+    "more-itertools": "8.13.0 8.14.0 9.0.0 9.1.0 10.0.0 10.1.0 10.2.0 10.3.0 10.4.0 10.5.0 10.6.0 10.7.0",
+    "sqlparse": "0.4.1 0.4.2 0.4.3 0.4.4 0.5.0 0.5.1 0.5.3", "marko": "1.2.2 1.3.0 2.0.0 2.0.3 2.1.0 2.1.2",
+    "tomlkit": "0.10.2 0.11.0 0.11.4 0.11.6 0.11.8 0.12.0 0.12.5 0.13.0 0.13.2", "semver": "3.0.0 3.0.1 3.0.2 3.0.4",
+    "humanize": "4.0.0 4.2.0 4.4.0 4.6.0 4.7.0 4.8.0 4.9.0 4.10.0 4.11.0 4.12.0 4.12.3", "mistune": "3.0.1 3.0.2 3.1.0 3.1.2",
+    "pathspec": "0.9.0 0.10.0 0.10.3 0.11.0 0.11.2 0.12.1", "portion": "2.2.0 2.3.0 2.4.0 2.4.2 2.5.0 2.6.0",
+    "dep-logic": "0.2.0 0.3.0 0.4.0 0.5.0", "attrs": "22.1.0 22.2.0 23.2.0 24.1.0 24.2.0",
+    "click": "8.0.4 8.1.0 8.1.3 8.1.6 8.1.7 8.1.8 8.2.0", "pyparsing": "3.0.7 3.0.9 3.1.0 3.1.1 3.1.2 3.1.4 3.2.0",
+    "toolz": "0.11.1 0.11.2 0.12.0 0.12.1 1.0.0", "lark": "1.1.3 1.1.5 1.1.7 1.1.8 1.1.9 1.2.2", "idna": "3.6 3.7 3.8",
+    "parso": "0.8.0 0.8.2 0.8.3 0.8.4", "wcwidth": "0.2.12 0.2.13", "boltons": "21.0.0 23.0.0 23.1.0 23.1.1 24.0.0 25.0.0",
 }  # fmt: skip
-"""Twenty-eight small packages with tests in their source archives, built by five different back ends."""
-FAULTS = ("toolz==1.0.0", "more-itertools==10.5.0", "sqlparse==0.5.3", "tomlkit==0.13.2", "cachetools==5.5.2", "idna==3.10",
-          "marko==2.1.2", "mistune==3.1.2", "humanize==4.11.0", "boltons==25.0.0", "attrs==25.1.0", "semver==3.0.4",
-          "portion==2.6.0", "natsort==8.4.0", "h11==0.16.0", "pathspec==0.12.1", "parso==0.8.4", "lark==1.2.2", "jinja2==3.1.6",
-          "click==8.2.0", "pyparsing==3.2.1", "dep-logic==0.5.0", "networkx==3.4", "mpmath==1.3.0")  # fmt: skip
+"""Nineteen small packages with tests in their source archives, each a history of its releases."""
+FAULTS = ("toolz==1.0.0", "more-itertools==10.5.0", "inflection==0.5.1", "tomlkit==0.13.2", "sqlparse==0.5.3", "marko==2.1.2",
+          "mistune==3.1.2", "humanize==4.11.0", "boltons==25.0.0", "semver==3.0.4", "portion==2.6.0", "natsort==8.4.0",
+          "h11==0.16.0", "pathspec==0.12.1", "dep-logic==0.5.0", "click==8.2.0", "attrs==25.1.0", "parso==0.8.4",
+          "pyparsing==3.2.1", "lark==1.2.2", "networkx==3.4", "mpmath==1.3.0")  # fmt: skip
 
 
 def pairs() -> list[str]:
@@ -54,20 +59,21 @@ def pairs() -> list[str]:
     return [wish for _, wish in sorted(found, key=lambda pair: pair[0])]
 
 
-def settings(family: str) -> list[str]:
-    if family == "search":
-        return ["backend=tantivy"]
-    if family == "interpreter":
-        return []
-    return ["grading=warm", "most_parts=12", f"releases={json.dumps(pairs())}", f"projects={json.dumps(FAULTS)}"]
+def settings(store: str) -> list[str]:
+    return {
+        "search": ["backend=tantivy"],
+        "interpreter": [],
+        "code_changes": ["projects=[]", "most_parts=300", f"releases={json.dumps(pairs())}"],
+        "code_faults": ["releases=[]", "grading=warm", "most_tests=20", "recheck=400", f"projects={json.dumps(FAULTS)}"],
+    }[store]
 
 
-def slice_of(family: str, seconds: float) -> None:
-    """Work on a family's store for so long, or until it is full; the time is written down."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "rorqual", "synthesize", "--family", family, "--count", str(PAPER[family])]
-    command += ["--out", str(HERE / family), "--seed", "20", "--json"]
-    for setting in settings(family):
+def slice_of(store: str, seconds: float) -> None:
+    """Work on a store for so long, or until it is full; the time is written down."""
+    began, count = time.monotonic(), CHANGES if store == "code_changes" else PAPER[STORES[store]]
+    command = [sys.executable, "-m", "rorqual", "synthesize", "--family", STORES[store], "--count", str(count)]
+    command += ["--out", str(HERE / store), "--seed", "20", "--json"]
+    for setting in settings(store):
         command += ["--set", setting]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
@@ -75,13 +81,13 @@ def slice_of(family: str, seconds: float) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-    _note(family, time.monotonic() - began)
+    _note(store, time.monotonic() - began)
 
 
-def _note(family: str, seconds: float) -> None:
+def _note(store: str, seconds: float) -> None:
     HERE.mkdir(parents=True, exist_ok=True)
     times = used()
-    times[family] = times.get(family, 0.0) + seconds
+    times[store] = times.get(store, 0.0) + seconds
     write_atomically(HERE / "times.json", json.dumps(times))
 
 
@@ -90,25 +96,21 @@ def used() -> dict[str, float]:
     return json.loads(place.read_text()) if place.exists() else {}
 
 
-def figures_of(store: Store, count: int, seconds: float) -> dict[str, Any]:
+def figures_of(name: str) -> dict[str, Any]:
     """What stands in a store, sealed or not."""
-    selection = Selection(count)
+    store, selection, seconds = Store(HERE / name), Selection(PAPER[STORES[name]]), used().get(name, 0.0)
     ordered = sorted((r for r in store.records() if r.kind in ("world", "task", "rejected")), key=lambda r: (r.order, r.kind))
     rows = [record.value for record in selection.run(ordered) if record.kind == "task"]
     assert all(gate["passed"] for row in rows for gate in row["gates"]), "a stored task failed a gate"
-    assert len({json.dumps(row["task"]["messages"]) + row["task"]["world"] for row in rows}) == len(rows), (
-        "two tasks are the same"
-    )
-    found = {"seconds": round(seconds), "of": count, **{k: v for k, v in selection.figures().items() if k != "digest"}}
-    found.pop("skeletons", None)
+    names = {json.dumps(row["task"]["messages"]) + row["task"]["world"] for row in rows}
+    assert len(names) == len(rows), "two tasks are the same"
+    found = {"seconds": round(seconds), **{k: v for k, v in selection.figures().items() if k not in ("digest", "skeletons")}}
     found["tasks_per_second"] = round(len(rows) / seconds, 2) if seconds else None
     agree = [row["measures"]["warm_agrees"] for row in rows if "warm_agrees" in row["measures"]]
     if agree:
         found["graded_both_ways"] = {"tasks": len(agree), "same_failing_tests": round(sum(agree) / len(agree), 4)}
-    if any("build" in row["task"]["tags"] for row in rows):
-        found["real_by_build"] = dict(
-            Counter(r["task"]["tags"]["build"] for r in rows if r["task"]["tags"]["source"] != "mutation")
-        )
+    if STORES[name] == "code":
+        found["builds"] = dict(Counter(row["task"]["tags"]["build"] for row in rows))
     return found
 
 
@@ -140,11 +142,19 @@ def main(quick: bool = False) -> dict[str, Any]:
     if quick:
         return _small()
     factor = float(os.environ.get("RORQUAL_SCALE_MINUTES", "1"))
-    for family, minutes in MINUTES.items():
-        left = 60 * minutes * factor - used().get(family, 0.0)
-        if left > 5 and not Store(HERE / family).is_sealed:
-            slice_of(family, left)
-    return {family: figures_of(Store(HERE / family), PAPER[family], used().get(family, 0.0)) for family in MINUTES}
+    for store, minutes in MINUTES.items():
+        left = 60 * minutes * factor - used().get(store, 0.0)
+        if left > 5 and not Store(HERE / store).is_sealed:
+            slice_of(store, left)
+    found = {store: figures_of(store) for store in STORES}
+    reached = Counter[str]()
+    for store, family in STORES.items():
+        reached[family] += found[store]["tasks"]
+    whole = {
+        family: {"tasks": count, "of": PAPER[family], "share": round(count / PAPER[family], 4)}
+        for family, count in reached.items()
+    }
+    return {"reached": whole, **found}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 CALL_TIMEOUT_S = 10.0
 FULL_MARKS = 0.999
+MARKED_LENIENTLY = frozenset({"decimal_arithmetic", "number_sorting", "time_intervals"})
+"""Data sets of reasoning-gym that ask for exact numbers and give full marks to near ones: there the numbers must be the same."""
 
 
 def final_answer(text: str | None) -> str | None:
@@ -96,7 +98,13 @@ def _reasoning_gym(check: Mapping[str, Any], answer: str, isolation: str) -> Ver
         return invalid(f"scorer: {reply.get('problem', 'no score')}")
     score = min(1.0, max(0.0, float(reply["score"])))
     measures = {"library_score": score}
+    if check["dataset"] in MARKED_LENIENTLY and _numbers_in(answer) != _numbers_in(str(check["entry"]["answer"])):
+        return failed("other numbers", measures=measures)
     return passed(measures) if score >= FULL_MARKS else failed("another answer", measures=measures)
+
+
+def _numbers_in(text: str) -> list[Fraction]:
+    return [Fraction(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text[:100_000])]
 
 
 class _Scorer:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.synthesis import Request, maker
+from rorqual.synthesis.interpreter.puzzles import entry
 from rorqual.tasks import Store, Task, open_episode
 from rorqual.tasks.answer import as_number, check_answer, final_answer
 from rorqual.tasks.interpreter import PYTHON_TOOL
@@ -113,3 +114,14 @@ def test_an_answer_that_a_scorer_can_not_read_is_wrong_and_a_broken_scorer_decid
     assert str(check_answer(check, "Answer: none of these", "inline").outcome) == "failed"
     broken = {**check, "entry": {"question": entry["question"]}}
     assert str(check_answer(broken, "Answer: none of these", "inline").outcome) == "invalid"
+
+
+def test_numbers_that_are_merely_near_are_wrong_where_a_library_gives_them_full_marks() -> None:
+    last_digit = re.compile(r"\d(?=\D*$)")
+    for name in ("decimal_arithmetic", "time_intervals", "number_sorting"):
+        for seed in range(4):
+            item = entry(name, seed)
+            check = {"kind": "reasoning_gym", "dataset": name, "entry": item, "value": item["answer"]}
+            assert check_answer(check, f"Answer: {item['answer']}", "inline").passed, (name, item)
+            wrong = last_digit.sub(lambda digit: str((int(digit[0]) + 1) % 10), item["answer"])
+            assert wrong != item["answer"] and not check_answer(check, f"Answer: {wrong}", "inline").passed, (name, item, wrong)
