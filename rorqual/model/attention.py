@@ -122,8 +122,9 @@ class Attention(nn.Module):
         if mode.form != "auto":
             return mode.form == "expanded"
         reaches = [segment.reach for segment in keys.segments]
-        longest = max((reach.max_len for reach in reaches), default=0)
-        is_short = selected is None or longest <= mode.masked_factor * self.config.index_topk
+        # A mask costs what the rows see on average: half the length of a whole prompt, more in its later chunks.
+        twice_the_mean = max((reach.min_len - 1 + reach.max_len for reach in reaches), default=0)
+        is_short = selected is None or twice_the_mean <= mode.masked_factor * self.config.index_topk
         return is_short and all(len(reach.ends) >= self._rows_worth_expanding() for reach in reaches)
 
     def _rows_worth_expanding(self) -> float:
