@@ -234,9 +234,9 @@ def leak_gate(world: World, payload: Mapping[str, Any], isolation: str) -> GateR
     with open_box(changed(project["files"], payload["changes"]), project, isolation) as box:
         box.upload("look_here.py", LOOK)
         result = box.run([box.python, "look_here.py"], stdin=json.dumps({"files": hidden}))
-    copies = [path for entry in hidden for path in system_copies(entry["name"], entry["digest"])]
-    if copies:
-        return GateResult("leak_free", False, f"the system holds {copies[0]}")
+    copied = [path for path, entry in zip(gold, hidden, strict=True) if system_copies(entry["name"], entry["digest"])]
+    if copied:
+        return GateResult("leak_free", False, f"the system holds a copy of {copied[0]}")
     is_clean = result.is_ok and result.stdout.strip() == "[]"
     differs = all(payload["changes"][path] != text for path, text in gold.items())
     return GateResult("leak_free", is_clean and differs, (result.stdout + result.stderr)[:200] * (not is_clean))
