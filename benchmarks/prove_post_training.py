@@ -32,7 +32,7 @@ from benchmarks.prove import jobs
 from rorqual.evals.evaluation import Evaluation, read_results
 from rorqual.evals.statistics import compare, wilson
 from rorqual.parallel.world import start, stop
-from rorqual.runlog import RunLog, write_atomically
+from rorqual.runlog import RunLog, read_events, write_atomically
 from rorqual.stages import held_out, post_training
 from rorqual.stages import run as whole_run
 from rorqual.stages.recipe import Recipe, load_recipe
@@ -286,6 +286,24 @@ def _closeness(difference: Mapping[str, Any]) -> dict[str, Any]:
     return {"holds": difference["value"] >= -WITHIN and difference["tasks"] >= TASKS, "difference": difference}
 
 
+def end_to_end(directory: Path) -> dict[str, dict[str, float]]:
+    """By domain what came of specialists that are no part of the table (`rorqual specialists --out DIRECTORY`): means over
+    their iterations. Writing is judged by programmatic rubrics, unless the run had a judge."""
+    found = {}
+    for each in read_specialists(directory):
+        means: dict[str, float] = {}
+        for event in read_events(each.model.parent, "metrics"):
+            for name, value in event.items():
+                if name.startswith(("rollout/", "reward/")):
+                    means[name] = means.get(name, 0.0) + value
+        steps = len(read_events(each.model.parent, "metrics"))
+        chosen = ("rollout/success", "reward/mean", "reward/outcome", "rollout/answered", "rollout/steps", "rollout/flat_groups")
+        found[each.domain] = {"iterations": steps, "attempts": means["rollout/samples"]} | {
+            name: means[name] / steps for name in chosen if name in means
+        }
+    return found
+
+
 def lineage(places: Mapping[str, Path]) -> dict[str, list[str]]:
     """What made each checkpoint, as its own record draws it."""
     from rorqual.train.lineage import read_lineage, tree
@@ -352,6 +370,11 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--tasks", type=int, default=TASKS)
+    parser.add_argument("--others", type=Path, help="a directory of specialists in further domains, to report what came")
     parser.add_argument("--jobs", type=int, default=jobs())
     asked, overrides = parser.parse_known_args()
-    print(render(prove(load_recipe(asked.recipe, overrides), asked.run, asked.tasks, asked.jobs, asked.base)))
+    table_of = prove(load_recipe(asked.recipe, overrides), asked.run, asked.tasks, asked.jobs, asked.base)
+    if asked.others:
+        table_of["other_domains"] = end_to_end(asked.others)
+        write_atomically(asked.run / "proof" / "table.json", json.dumps(table_of, indent=1))
+    print(render(table_of))

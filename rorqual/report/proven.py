@@ -20,11 +20,14 @@ def post_training(figures: Figures) -> str:
     by_checkpoint = [[name, *(_rate(row.get(domain)) for domain in columns)] for name, row in rates.items()]
     mean = "mean of domains"
     by_step = [[name, *(_points(row.get(domain)) for domain in [*columns, mean])] for name, row in steps.items()]
+    others = [[name, *(_figure(value) for value in found.values())] for name, found in figures.get("other_domains", {}).items()]
+    measures = list(next(iter(figures.get("other_domains", {}).values()), {}))
     claims = [f"{name}: {'holds' if claim['holds'] else 'does not hold'}" for name, claim in figures["claims"].items()]
     return (
         table(head, by_checkpoint, "Held-out tasks solved, with 95 % intervals")
         + table(["step", *columns, mean], by_step, "Difference in points, paired by task")
         + prose(f"Claims: {'; '.join(claims)}.", *map(str, figures.get("why", ())))
+        + (table(["domain", *measures], others, "Further domains, run end to end; no claim is made of them") if others else "")
     )
 
 
@@ -91,6 +94,10 @@ def shown(name: str, figures: Any) -> str | None:
     if made is None or not isinstance(figures, Mapping) or not set(needed) <= set(figures):
         return None
     return made(figures)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3f}"
 
 
 def _rate(found: Figures | None) -> str:

@@ -16,10 +16,14 @@ def test_post_training_step_by_step() -> None:
 
     stages = {name: evaluated(name, solved) for name, solved in (("base", 0), ("cold start", 4), ("distilled", 12))}
     figures = prove_post_training.table(stages, {"maths": evaluated("maths", 13)})
-    text = proven.shown("post_training", figures | {"why": ["Distilled on few tasks."]})
+    text = proven.shown(
+        "post_training",
+        figures | {"why": ["Distilled on few tasks."], "other_domains": {"code": {"iterations": 3, "rollout/success": 0.0625}}},
+    )
     assert text is not None
     for words in ("maths, 20 tasks", "20.0 % [", "specialist maths", "+20.0 [", "cold start -&gt; specialists", "+45.0 [",
-                  "−5.0 [", "specialists: does not hold", "generalist: does not hold", "Distilled on few tasks."):  # fmt: skip
+                  "−5.0 [", "specialists: does not hold", "generalist: does not hold", "Distilled on few tasks.",
+                  "rollout/success", "0.062"):  # fmt: skip
         assert words in text, words
 
 
