@@ -17,7 +17,8 @@ from rorqual.tasks.task import TaskError
 
 Project = Mapping[str, Any]
 """A world's payload: files, path, sources, tests, language, options, requires."""
-TIMEOUT_S = 60.0
+TIMEOUT_S, WAIT = 60.0, 4
+"""How long a project's tests may compute; and the multiple of it that they may take, since other work makes them wait."""
 REPORT = "junit.xml"
 
 
@@ -140,4 +141,6 @@ def limits_of(backend: str, timeout_s: float | None, **more: Any) -> tuple[str, 
     """(back end, its limits) for a project's tests. An agent's or a project's code never runs outside a sandbox."""
     from rorqual.sandbox import Limits
 
-    return ("bwrap" if backend == "inline" else backend), Limits(timeout_s=timeout_s, memory_mb=1024, disk_mb=192, **more)
+    wait_s = None if timeout_s is None else WAIT * timeout_s
+    limits = Limits(timeout_s=wait_s, cpu_s=timeout_s, memory_mb=1024, disk_mb=192, **more)
+    return ("bwrap" if backend == "inline" else backend), limits
