@@ -200,6 +200,7 @@ def test_slots_beyond_two_billion_elements_are_written():
 def test_entries_are_the_models_own(generator):
     """What the layer computes for itself, a bf16 cache holds to the bit."""
     from rorqual.model.attention import Attention
+    from rorqual.model.cache import Fresh
     from rorqual.model.rope import rotation
     from tests.model.small_models import small_model
 
@@ -207,18 +208,13 @@ def test_entries_are_the_models_own(generator):
     layer = next(module for module in model.modules() if isinstance(module, Attention) and module.indexer is not None)
     config, x = model.config, torch.randn(9, model.config.dim, generator=generator).bfloat16()
     turn = rotation(torch.arange(9), config)
-    cache = torch.zeros(9, config.kv_lora_rank + config.qk_rope_head_dim, dtype=torch.bfloat16)
-    write_latents(cache, torch.arange(9), layer.wkv_a(x), layer.kv_norm.weight, layer.kv_norm.eps, turn.cos, turn.sin)
-    assert torch.equal(cache, layer._entries(x, turn))
     indexer = layer.indexer
     assert indexer is not None
+    fresh = Fresh(layer.wkv_a(x), layer.kv_norm, turn, indexer.wk(x), indexer)
+    cache = torch.zeros(9, config.kv_lora_rank + config.qk_rope_head_dim, dtype=torch.bfloat16)
     keys = torch.zeros(9, config.index_head_dim, dtype=torch.bfloat16)
-    norm = indexer.k_norm
-    write_index_keys(
-        keys, torch.arange(9), indexer.wk(x), norm.weight, norm.bias, norm.eps, turn.cos, turn.sin,
-        interleaved=config.index_rope_interleaved, hadamard=config.index_hadamard,
-    )  # fmt: skip
-    assert torch.equal(keys, indexer.keys(x, turn))
+    fresh.write(cache, keys, torch.arange(9))
+    assert torch.equal(cache, fresh.entries()) and torch.equal(keys, indexer.keys(x, turn))
 
 
 def test_a_cache_of_another_width_is_refused():
