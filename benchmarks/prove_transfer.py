@@ -145,8 +145,10 @@ def programs() -> dict[str, Solver]:
 
 
 def played(directory: Path, attempts: int) -> dict[str, dict[str, list[float]]]:
-    """program -> task -> the score of each attempt."""
-    store = Store(directory)
+    """program -> task -> the score of each attempt; kept beside the tasks."""
+    store, kept = Store(directory), directory.with_name(f"{directory.name}-programs.json")
+    if kept.exists():
+        return json.loads(kept.read_text())
     worlds, found = store.worlds(), {name: dict[str, list[float]]() for name in programs()}
     for task in store.tasks():
         world = worlds[task.world]
@@ -155,6 +157,7 @@ def played(directory: Path, attempts: int) -> dict[str, dict[str, list[float]]]:
             for name, solver in programs().items():
                 scores = [play(session, task, solver(session, world, task, n), Memory()).passed for n in range(attempts)]
                 found[name][task.id] = [float(score) for score in scores]
+    write_atomically(kept, json.dumps(found))
     return found
 
 
