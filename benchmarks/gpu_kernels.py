@@ -1,6 +1,6 @@
 """Every kernel's figures on one GPU, each checked, then timed beside its peers in the same run: results/gpu_kernels.json.
 
-python -m benchmarks.gpu_kernels [--out FILE] [--commit ID]
+python -m benchmarks.gpu_kernels [--out FILE] [--commit ID] [--ops OP ...]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,23 +42,38 @@ def arguments(**chosen: int | str) -> argparse.Namespace:
     return parser.parse_args([str(chosen.pop("op")), *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items())])
 
 
+def kept_figures(path: Path, ops: list[str] | None) -> list[dict[str, Any]]:
+    """The figures of other ops in the file, each with the commit it was made at; none where all ops run."""
+    if ops is None or not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    return [{"commit": record.get("commit")} | figure for figure in record["figures"] if figure["op"] not in ops]
+
+
+def place(figure: dict[str, Any]) -> int:
+    """Where a figure's op stands among all."""
+    return [run["op"] for run in RUNS].index(figure["op"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "gpu_kernels.json"))
     parser.add_argument("--commit", default=None)
+    parser.add_argument("--ops", nargs="*", help="only these; the file's figures of others stay, each with its commit")
     options = parser.parse_args()
-    figures = []
-    for run in RUNS:
+    chosen = [run for run in RUNS if options.ops is None or run["op"] in options.ops]
+    figures = kept_figures(Path(options.out), options.ops)
+    for run in chosen:
         began = time.time()
         try:
             torch.cuda.reset_peak_memory_stats()
-            figures.append(bench.measure(str(run["op"]), arguments(**run)))
+            figures.append({"commit": options.commit} | bench.measure(str(run["op"]), arguments(**run)))
             print(timing.describe(figures[-1]), f"[{time.time() - began:.0f} s]", flush=True)
         except Exception as error:
             traceback.print_exc(limit=-4)
-            figures.append({**run, "failed": str(error)[:500]})
+            figures.append({"commit": options.commit, **run, "failed": str(error)[:500]})
         torch.cuda.empty_cache()
-        record = {"command": "python -m benchmarks.gpu_kernels", "commit": options.commit, "figures": figures}
+        record = {"command": "python -m benchmarks.gpu_kernels", "figures": sorted(figures, key=place)}
         Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
 
 

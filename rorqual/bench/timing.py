@@ -43,12 +43,12 @@ def check(op: str, case: Case) -> float:
 
 
 def compare(peer: Callable[[], Any], ours_s: float, repeats: int) -> dict[str, Any]:
-    """A peer's time and how many times faster ours is; a peer that fails says why."""
+    """A peer's time, how many times faster ours is, and the memory it holds; a peer that fails says why."""
     try:
         seconds = median_seconds(peer, repeats)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"[:200]}
-    return {"ms": seconds * 1e3, "ratio": seconds / ours_s}
+    return {"ms": seconds * 1e3, "ratio": seconds / ours_s, "held_gib": held_bytes(peer) / 2**30}
 
 
 def describe(figures: dict[str, Any]) -> str:
@@ -56,7 +56,7 @@ def describe(figures: dict[str, Any]) -> str:
     lines = [
         f"{figures['op']} on {figures['device']}: {figures['ms']:.3f} ms, {figures['tflops']:.0f} TFLOP/s, "
         f"{figures['gb_per_s']:.0f} GB/s, {figures['share_of_limit']:.0%} of the limit ({figures['limit_ms']:.3f} ms)",
-        f"  error {figures['error']:.2g} (at most {figures['tolerance']:.2g})",
+        f"  error {figures['error']:.2g} (at most {figures['tolerance']:.2g}), {figures['held_gib']:.2f} GiB held meanwhile",
     ]
     for name, peer in figures["peers"].items():
         lines.append(f"  {name}: " + (peer.get("failed") or f"{peer['ms']:.3f} ms, ours is {peer['ratio']:.2f} times as fast"))
@@ -78,6 +78,19 @@ def median_seconds(call: Callable[[], Any], repeats: int = 10, warmups: int = 2)
         end.record()
     torch.cuda.synchronize()
     return sorted(begin.elapsed_time(end) for begin, end in pairs)[repeats // 2] / 1e3
+
+
+def held_bytes(call: Callable[[], Any]) -> int:
+    """The memory that a call holds at most beside its inputs and its results; of a replayed graph, nothing."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    results = call()
+    torch.cuda.synchronize()
+    held = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+    del results
+    return held
 
 
 def replayed(call: Callable[[], Any], calls: int = 1) -> Callable[[], Any]:

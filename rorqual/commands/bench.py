@@ -3,8 +3,9 @@
     rorqual bench sparse-attention --context 32768 --json
 
 Prints the median time, TFLOP/s or GB/s, the share of the limit (the larger of operations over this GPU's measured matrix rate and
-bytes over its measured copy rate), the ratio to each peer importable here and to dense attention, and the error against a
-float32 reference. What is wrong is not timed: an error above the op's tolerance ends the command.
+bytes over its measured copy rate), the memory it holds beside inputs and results, the ratio to each peer importable here and to
+dense attention, and the error against a float32 reference. What is wrong is not timed: an error above the op's tolerance ends
+the command.
 
 Ops: sparse-attention, sparse-decode, sparse-decode-fp8 (the 656-byte cache), sparse-backward, masked-prefill, select, top-k,
 index-loss, token-logprobs, fp8-matmul, quantize-activation, quantize-weight, write-latents, write-index-keys, experts,
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rorqual.bench import attention, caches, indexing, products
-from rorqual.bench.timing import Case, ceilings, check, compare, describe, median_seconds
+from rorqual.bench.timing import Case, ceilings, check, compare, describe, held_bytes, median_seconds
 from rorqual.errors import UserError
 
 
@@ -64,7 +65,7 @@ def measure(op: str, args: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "ms": seconds * 1e3, "tflops": case.flops / seconds / 1e12, "gb_per_s": case.bytes / seconds / 1e9,
         "limit_ms": limit * 1e3, "share_of_limit": limit / seconds, "error": error, "tolerance": case.tolerance,
-        "matrix_tflops": rate / 1e12, "copy_tb_per_s": bandwidth / 1e12,
+        "matrix_tflops": rate / 1e12, "copy_tb_per_s": bandwidth / 1e12, "held_gib": held_bytes(case.ours) / 2**30,
         "peers": {name: compare(peer, seconds, args.repeats) for name, peer in case.peers.items()}, "absent": case.absent,
     }  # fmt: skip
     return figures

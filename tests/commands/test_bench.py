@@ -38,7 +38,7 @@ def test_an_absent_peer_is_noted_with_its_reason():
 
 
 def test_a_description_names_peers_that_run_fail_and_lack():
-    figures = dict.fromkeys(("ms", "tflops", "gb_per_s", "share_of_limit", "limit_ms", "error", "tolerance"), 1.0)
+    figures = dict.fromkeys(("ms", "tflops", "gb_per_s", "share_of_limit", "limit_ms", "error", "tolerance", "held_gib"), 1.0)
     peers = {"fast": {"ms": 2.0, "ratio": 2.0}, "broken": {"failed": "no kernel"}}
     text = timing.describe({**figures, "op": "x", "device": "y", "peers": peers, "absent": {"gone": "not installed"}})
     assert "ours is 2.00 times as fast" in text and "broken: no kernel" in text and "gone: not here (not installed)" in text
