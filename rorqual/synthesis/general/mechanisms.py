@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rorqual.synthesis.general.calculus import (
     Action,
     Adjust,
@@ -29,6 +31,11 @@ def thing(name: str, target: str = "") -> Param:
 
 def amount(name: str, low: int, high: int) -> Param:
     return Param(name, "int", low=low, high=high)
+
+
+def moved(name: str, said: str, what: str, before: tuple[str, ...], after: str, **rest: Any) -> Action:
+    """An action on one row that takes its status from one of `before` to `after`. rest: the action's other fields."""
+    return Action(name, said, (thing(what),), moves=(Move(what, "status", before, after),), **rest)
 
 
 def at_least(path: str, minus: str, value: str, code: str) -> Guard:
@@ -76,11 +83,12 @@ BOOKING = Mechanism(
             adjusts=(Adjust("slot", "taken", Arg("seats")),),
             verbs=("book", "make_reservation"),
         ),
-        Action(
+        moved(
             "cancel_booking",
             "cancel {booking}",
-            (thing("booking"),),
-            moves=(Move("booking", "status", ("confirmed",), "cancelled"),),
+            "booking",
+            ("confirmed",),
+            "cancelled",
             adjusts=(Adjust("booking.slot", "taken", Arg("booking.seats"), -1),),
             verbs=("cancel_reservation", "void_booking"),
         ),
@@ -89,11 +97,12 @@ BOOKING = Mechanism(
     options={
         "closing": {
             "actions": (
-                Action(
+                moved(
                     "close_slot",
                     "close {slot}",
-                    (thing("slot"),),
-                    moves=(Move("slot", "status", ("open",), "closed"),),
+                    "slot",
+                    ("open",),
+                    "closed",
                     guards=(Guard(Atom("slot.taken", "==", 0), "has_bookings"),),
                     verbs=("shut_slot",),
                 ),
@@ -210,27 +219,9 @@ ORDERS = Mechanism(
         ),
     ),
     actions=(
-        Action(
-            "ship",
-            "ship {order}",
-            (thing("order"),),
-            moves=(Move("order", "status", ("placed",), "shipped"),),
-            verbs=("dispatch",),
-        ),
-        Action(
-            "cancel_order",
-            "cancel {order}",
-            (thing("order"),),
-            moves=(Move("order", "status", ("placed",), "cancelled"),),
-            verbs=("annul_order",),
-        ),
-        Action(
-            "return_order",
-            "take back {order}",
-            (thing("order"),),
-            moves=(Move("order", "status", ("delivered",), "returned"),),
-            verbs=("accept_return",),
-        ),
+        moved("ship", "ship {order}", "order", ("placed",), "shipped", verbs=("dispatch",)),
+        moved("cancel_order", "cancel {order}", "order", ("placed",), "cancelled", verbs=("annul_order",)),
+        moved("return_order", "take back {order}", "order", ("delivered",), "returned", verbs=("accept_return",)),
     ),
     options={
         "urgency": {"columns": {"order": (choice("urgency", "low", "normal", "high"),)}},
@@ -284,27 +275,11 @@ LEDGER = Mechanism(
             adjusts=(Adjust("account", "balance", Arg("amount")),),
             verbs=("credit",),
         ),
-        Action(
-            "freeze",
-            "freeze {account}",
-            (thing("account"),),
-            moves=(Move("account", "status", ("active",), "frozen"),),
-            verbs=("suspend_account",),
-        ),
+        moved("freeze", "freeze {account}", "account", ("active",), "frozen", verbs=("suspend_account",)),
     ),
     derived=(Derived("account", "balance", "entry", "account", base="opening_balance", value="amount"),),
     options={
-        "thawing": {
-            "actions": (
-                Action(
-                    "thaw",
-                    "unfreeze {account}",
-                    (thing("account"),),
-                    moves=(Move("account", "status", ("frozen",), "active"),),
-                    verbs=("reactivate",),
-                ),
-            )
-        },
+        "thawing": {"actions": (moved("thaw", "unfreeze {account}", "account", ("frozen",), "active", verbs=("reactivate",)),)},
         "interest": {"columns": {"account": (number("rate_bp", 0, 400),)}},
         "floors": {
             "actions": (
@@ -355,21 +330,16 @@ TICKETS = Mechanism(
             adjusts=(Adjust("desk", "load", 1),),
             verbs=("route_ticket",),
         ),
-        Action(
+        moved(
             "resolve",
             "resolve {ticket}",
-            (thing("ticket"),),
-            moves=(Move("ticket", "status", ("assigned",), "resolved"),),
+            "ticket",
+            ("assigned",),
+            "resolved",
             adjusts=(Adjust("ticket.desk", "load", 1, -1),),
             verbs=("settle",),
         ),
-        Action(
-            "close_ticket",
-            "close {ticket}",
-            (thing("ticket"),),
-            moves=(Move("ticket", "status", ("resolved",), "closed"),),
-            verbs=("archive_ticket",),
-        ),
+        moved("close_ticket", "close {ticket}", "ticket", ("resolved",), "closed", verbs=("archive_ticket",)),
     ),
     derived=(Derived("desk", "load", "ticket", "desk", state="status", states=("assigned",)),),
     options={

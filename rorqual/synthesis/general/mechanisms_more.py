@@ -24,7 +24,7 @@ from rorqual.synthesis.general.calculus import (
     number,
     ref,
 )
-from rorqual.synthesis.general.mechanisms import FIRST, amount, at_least, thing
+from rorqual.synthesis.general.mechanisms import FIRST, amount, at_least, moved, thing
 from rorqual.synthesis.general.mechanisms_paths import SECOND
 
 QUOTA = Mechanism(
@@ -59,27 +59,11 @@ QUOTA = Mechanism(
             adjusts=(Adjust("grant", "used", Arg("units")),),
             verbs=("draw_units",),
         ),
-        Action(
-            "revoke",
-            "revoke {grant}",
-            (thing("grant"),),
-            moves=(Move("grant", "status", ("live",), "revoked"),),
-            verbs=("withdraw_grant",),
-        ),
+        moved("revoke", "revoke {grant}", "grant", ("live",), "revoked", verbs=("withdraw_grant",)),
     ),
     derived=(Derived("grant", "used", "usage", "grant", value="units"),),
     options={
-        "restore": {
-            "actions": (
-                Action(
-                    "restore_grant",
-                    "restore {grant}",
-                    (thing("grant"),),
-                    moves=(Move("grant", "status", ("revoked",), "live"),),
-                    verbs=("reinstate",),
-                ),
-            )
-        },
+        "restore": {"actions": (moved("restore_grant", "restore {grant}", "grant", ("revoked",), "live", verbs=("reinstate",)),)},
         "raise": {
             "actions": (
                 Action(
@@ -134,33 +118,15 @@ MAINTENANCE = Mechanism(
             adjusts=(Adjust("part", "used", Arg("quantity")),),
             verbs=("schedule_job",),
         ),
-        Action(
-            "finish_job",
-            "mark {job} as done",
-            (thing("job"),),
-            moves=(Move("job", "status", ("planned",), "done"),),
-            verbs=("complete_job",),
-        ),
-        Action(
-            "retire",
-            "retire {machine}",
-            (thing("machine"),),
-            moves=(Move("machine", "status", ("down",), "retired"),),
-            verbs=("scrap",),
-        ),
+        moved("finish_job", "mark {job} as done", "job", ("planned",), "done", verbs=("complete_job",)),
+        moved("retire", "retire {machine}", "machine", ("down",), "retired", verbs=("scrap",)),
     ),
     derived=(Derived("part", "used", "job", "part", value="quantity"),),
     options={
         "operator": {"columns": {"machine": (ref("staff"),)}},
         "repair": {
             "actions": (
-                Action(
-                    "put_back",
-                    "put {machine} back into service",
-                    (thing("machine"),),
-                    moves=(Move("machine", "status", ("down",), "running"),),
-                    verbs=("restart_machine",),
-                ),
+                moved("put_back", "put {machine} back into service", "machine", ("down",), "running", verbs=("restart_machine",)),
             )
         },
     },
@@ -201,13 +167,7 @@ EXPERIMENT = Mechanism(
             adjusts=(Adjust("instrument", "runs", 1),),
             verbs=("analyse",),
         ),
-        Action(
-            "reserve_sample",
-            "reserve {sample}",
-            (thing("sample"),),
-            moves=(Move("sample", "status", ("stored",), "reserved"),),
-            verbs=("set_aside",),
-        ),
+        moved("reserve_sample", "reserve {sample}", "sample", ("stored",), "reserved", verbs=("set_aside",)),
         Action(
             "void_assay",
             "void {assay}",
@@ -220,15 +180,7 @@ EXPERIMENT = Mechanism(
     options={
         "purity": {"columns": {"sample": (number("purity", 50, 100),)}},
         "unreserve": {
-            "actions": (
-                Action(
-                    "unreserve",
-                    "release {sample}",
-                    (thing("sample"),),
-                    moves=(Move("sample", "status", ("reserved",), "stored"),),
-                    verbs=("free_sample",),
-                ),
-            )
+            "actions": (moved("unreserve", "release {sample}", "sample", ("reserved",), "stored", verbs=("free_sample",)),)
         },
     },
     clauses=(
@@ -258,20 +210,8 @@ MODERATION = Mechanism(
         ),
     ),
     actions=(
-        Action(
-            "hide",
-            "hide {post}",
-            (thing("post"),),
-            moves=(Move("post", "status", ("visible",), "hidden"),),
-            verbs=("take_offline",),
-        ),
-        Action(
-            "remove_post",
-            "remove {post} for good",
-            (thing("post"),),
-            moves=(Move("post", "status", ("hidden",), "removed"),),
-            verbs=("delete_for_good",),
-        ),
+        moved("hide", "hide {post}", "post", ("visible",), "hidden", verbs=("take_offline",)),
+        moved("remove_post", "remove {post} for good", "post", ("hidden",), "removed", verbs=("delete_for_good",)),
         Action(
             "record_ruling",
             "record that {staff} ruled to keep {post}",
@@ -282,17 +222,7 @@ MODERATION = Mechanism(
         ),
     ),
     options={
-        "restore": {
-            "actions": (
-                Action(
-                    "unhide",
-                    "show {post} again",
-                    (thing("post"),),
-                    moves=(Move("post", "status", ("hidden",), "visible"),),
-                    verbs=("make_visible",),
-                ),
-            )
-        },
+        "restore": {"actions": (moved("unhide", "show {post} again", "post", ("hidden",), "visible", verbs=("make_visible",)),)},
         "reach": {"columns": {"post": (number("reach", 10, 5000),)}},
     },
     clauses=(Clause("hide", Atom("post.flags", ">=", 3)), Clause("remove_post", Atom("post.flags", ">=", 5))),
@@ -447,11 +377,12 @@ LOANS = Mechanism(
             adjusts=(Adjust("title", "lent", 1),),
             verbs=("issue_loan",),
         ),
-        Action(
+        moved(
             "take_return",
             "take back {loan}",
-            (thing("loan"),),
-            moves=(Move("loan", "status", ("open",), "returned"),),
+            "loan",
+            ("open",),
+            "returned",
             adjusts=(Adjust("loan.title", "lent", 1, -1),),
             verbs=("check_in",),
         ),

@@ -24,7 +24,7 @@ from rorqual.synthesis.general.calculus import (
     number,
     ref,
 )
-from rorqual.synthesis.general.mechanisms import amount, same, thing
+from rorqual.synthesis.general.mechanisms import amount, moved, same, thing
 
 REQUIRES_COURSE = Closed("prerequisite", "course", "requires", "enrolment", "party", "course", "party", "course")
 ENROLMENT = Mechanism(
@@ -118,25 +118,11 @@ ROUTES = Mechanism(
             verbs=("forward_over", "dispatch_leg"),
             is_bulk=False,
         ),
-        Action(
-            "hold",
-            "hold {consignment}",
-            (thing("consignment"),),
-            moves=(Move("consignment", "status", ("waiting",), "held"),),
-            verbs=("stop_consignment",),
-        ),
+        moved("hold", "hold {consignment}", "consignment", ("waiting",), "held", verbs=("stop_consignment",)),
     ),
     options={
         "release": {
-            "actions": (
-                Action(
-                    "release",
-                    "release {consignment}",
-                    (thing("consignment"),),
-                    moves=(Move("consignment", "status", ("held",), "waiting"),),
-                    verbs=("let_go",),
-                ),
-            )
+            "actions": (moved("release", "release {consignment}", "consignment", ("held",), "waiting", verbs=("let_go",)),)
         },
         "carrier": {"columns": {"leg": (choice("carrier", "rail", "road", "air", "sea"),)}},
     },
@@ -180,25 +166,11 @@ APPROVAL = Mechanism(
             puts=(Put("request", "approver", Arg("approver")),),
             verbs=("sign_off",),
         ),
-        Action(
-            "reject",
-            "reject {request}",
-            (thing("request"),),
-            moves=(Move("request", "status", ("submitted",), "rejected"),),
-            verbs=("turn_down",),
-        ),
+        moved("reject", "reject {request}", "request", ("submitted",), "rejected", verbs=("turn_down",)),
     ),
     options={
         "appeal": {
-            "actions": (
-                Action(
-                    "reopen",
-                    "reopen {request}",
-                    (thing("request"),),
-                    moves=(Move("request", "status", ("rejected",), "submitted"),),
-                    verbs=("hear_appeal",),
-                ),
-            )
+            "actions": (moved("reopen", "reopen {request}", "request", ("rejected",), "submitted", verbs=("hear_appeal",)),)
         },
         "risk": {"columns": {"request": (number("risk", 1, 99),)}},
     },
