@@ -101,7 +101,8 @@ class Inputs:
 
     def pin_memory(self) -> Inputs:
         """In page-locked memory, from where a copy to a GPU does not hold up the host; torch's DataLoader asks for it."""
-        return self._moved(lambda tensor: tensor.pin_memory())
+        # A row alone has expanded tensors, whose places share memory: those can't be pinned.
+        return self._moved(lambda tensor: tensor.contiguous().pin_memory())
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Inputs:
         names = ("following", "targets", "mtp_targets", "sequences", "lengths")
