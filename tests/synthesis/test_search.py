@@ -17,7 +17,9 @@ from rorqual.synthesis.search import SearchConfig
 from rorqual.synthesis.search import relations as view
 from rorqual.synthesis.search.candidates import make
 from rorqual.tasks import Store, TaskError, open_episode
-from rorqual.tasks.retrieval.library import documents, in_memory, library
+from rorqual.tasks.retrieval import Browser
+from rorqual.tasks.retrieval.library import documents, in_memory, library, recalled
+from rorqual.tasks.retrieval.retriever import query_words
 
 from .scripted_model import Step, call, scripted_model
 
@@ -138,10 +140,48 @@ def test_a_model_answers_too_and_prompts_that_search_helps_join(corpus: str, end
 
 
 def test_the_ranking_in_memory_is_fts5s_own(corpus: str) -> None:
-    index, memory, rng = library(corpus, "fts5"), in_memory(corpus), random.Random(3)
-    texts = [document.text for document in documents(corpus)]
-    queries = [" ".join(rng.sample(rng.choice(texts).split(), 4)) for _ in range(120)]
-    for query in [*queries, "Turnings ÉTEAM of the", "drive::hand m001", "snake_case words", "", "nothere"]:
+    index, memory = library(corpus, "fts5"), in_memory(corpus)
+    for query in queries_of(corpus):
         for topn in (1, 7, 50):
             expected = [(hit.number, round(hit.score, 9)) for hit in index.search(query, topn)]
             assert [(hit.number, round(hit.score, 9)) for hit in memory.search(query, topn)] == expected, query
+
+
+def queries_of(corpus: str) -> list[str]:
+    rng, texts = random.Random(3), [document.text for document in documents(corpus)]
+    made = [" ".join(rng.sample(rng.choice(texts).split(), 4)) for _ in range(120)]
+    return [*made, "Turnings ÉTEAM of the", "drive::hand m001", "snake_case words", "__ steam", "", "nothere"]
+
+
+def test_a_union_without_levels_finds_what_the_query_parser_finds(corpus: str) -> None:
+    index = library(corpus, "tantivy")
+    for query in queries_of(corpus):
+        words = query_words(query)
+        parsed, _ = index._index.parse_query_lenient(" ".join(words), ["title", "text"], field_boosts={"title": 3.0})
+        for topn in (1, 7, 50):
+            hits = index._searcher.search(parsed, topn).hits if words else []
+            scores = {index._searcher.doc(address)["number"][0]: score for score, address in hits}
+            found = index.rank(query, topn)
+            assert all(abs(scores.get(number, 0.0) - score) < 1e-4 for number, score in found), query
+            assert len(found) == len(scores) and [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+
+
+def test_what_is_recalled_is_what_the_index_says(corpus: str) -> None:
+    for backend in ("fts5", "tantivy"):
+        index, again = library(corpus, backend), recalled(corpus, backend)
+        for query in queries_of(corpus) * 2:
+            expected = [(hit.number, hit.document) for hit in index.search(query, 7)]
+            assert [(hit.number, hit.document) for hit in again.search(query, 7)] == expected, (backend, query)
+        assert again.digest == index.digest and len(again) == len(index) == 400
+        assert again.get("https://machines.example/m007") == index.get("https://machines.example/m007") is not None
+
+
+def test_links_are_those_of_the_page_and_a_source_page_is_the_text(corpus: str) -> None:
+    browser = Browser(library(corpus, "fts5"))
+    links = browser.links("steam water", 5)
+    browser.observe("search", {"query": "steam water", "topn": 5})
+    assert links == browser.pages[-1].links and len(browser.pages) == 1
+    browser.observe("open", {"id": links[0].url, "view_source": True})
+    browser.observe("open", {"id": links[0].url})
+    browser.observe("open", {"view_source": True})
+    assert browser.pages[1].lines == browser.pages[3].lines == links[0].text.split("\n") != browser.pages[2].lines
