@@ -50,8 +50,9 @@ def token_logprobs(
     if hidden.dtype != head.dtype or hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return token_logprobs_plain(hidden, head, targets, temperature, kept, bias, return_entropy=return_entropy)
     N, V = len(hidden), len(head)
+    is_positive = bool((temperature > 0).all()) if isinstance(temperature, Tensor) else temperature > 0
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(N).contiguous()
-    if not bool((temperature > 0).all()):
+    if not is_positive:
         raise ValueError("temperature: expected above 0 (greedy choice has no log-probability), found 0 or less")
     if targets.shape != (N,) or not bool((targets < V).all()):
         raise ValueError(f"targets: expected [{N}] ids below {V}, found {list(targets.shape)} up to {int(targets.max())}")

@@ -20,6 +20,9 @@ from rorqual.kernels.dense_attention import causal_attention, dense_attention
 from rorqual.kernels.selection import select_tokens
 from rorqual.kernels.sparse_attention import sparse_attention
 
+LONG_DOCUMENT = 1024
+"""Mean length from which documents are worth a launch each on a GPU."""
+
 
 class Keys(Protocol):
     """The keys of one layer for the N rows of a forward.
@@ -136,10 +139,12 @@ def attend_densely(q: Tensor, k: Tensor, v: Tensor, scale: float, reach: Reach, 
     """q [T, H, D] of all rows or of a split's short ones, k [S, G, D], v [S, G, L] -> [T, H, L].
 
     On a CPU each document is computed apart, its keys beginning at key 0: that makes a row the same bits however documents
-    are packed. So it is on a GPU in the expanded form, where whole documents have a kernel of their own.
+    are packed. So it is on a GPU in the expanded form where few long documents are read without a gradient: whole documents
+    have a kernel of their own. In training all rows go in one launch, however many documents they hold.
     """
     whole = reach.whole_documents if split is None and len(q) == len(k) else ()
-    if q.is_cuda and k.shape[1] == q.shape[1] and whole:
+    is_apart = bool(whole) and len(q) >= LONG_DOCUMENT * len(whole) and not torch.is_grad_enabled()
+    if q.is_cuda and k.shape[1] == q.shape[1] and is_apart:
         parts = zip(q.split(whole), k.split(whole), v.split(whole), strict=True)
         return torch.cat([causal_attention(*part, scale) for part in parts])
     if len(reach.documents) < 2 or q.is_cuda:

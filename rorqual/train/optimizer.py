@@ -156,8 +156,10 @@ def clip_(gradients: Iterable[Tensor], norm: Tensor, limit: float) -> None:
 
 def squared_norm(gradients: Iterable[Tensor]) -> Tensor:
     """The sum of squares of what this rank holds of the gradients, a float32 scalar (0 where there are none)."""
-    squares = [part.float().square().sum() for part in _local(gradients)]
-    return torch.stack(squares).sum() if squares else torch.zeros(())
+    parts = [part.float() for part in _local(gradients)]
+    if not parts:
+        return torch.zeros(())
+    return torch.stack(list(torch._foreach_norm(parts))).square().sum()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _local(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
