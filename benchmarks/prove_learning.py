@@ -124,7 +124,7 @@ class How:
 
 def _process(cell: Cell, init: Path, store: Path, directory: Path, how: How) -> str:
     """A cell in processes of its own; a line about it."""
-    count = how.processes.get(cell.domain, 1) if cell.arm not in ("start", "toolless") else 1
+    count = how.processes.get(cell.domain, 1) if cell.arm != "start" else 1
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"] if count > 1 else []
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if count > 1 else []
     words = [cell.domain, cell.arm, str(cell.seed), str(init), str(store), str(directory), str(how.steps.get(cell.domain, ""))]

@@ -24,10 +24,15 @@ QUICK = lab.Config(
 
 def main(quick: bool) -> dict[str, Any]:
     if not quick:
-        config = lab.Config(seeds=SEEDS, side_by_side=min(os.cpu_count() or 1, 24))
+        config = lab.Config(seeds=SEEDS, side_by_side=_cores())
         return checked(lab.main(config, Path("runs/mismatch-lab")))
     with tempfile.TemporaryDirectory() as directory:
         return figures(lab.main(QUICK, Path(directory), quiet=True))
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def checked(table: dict[str, Any]) -> dict[str, Any]:
