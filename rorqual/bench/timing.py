@@ -103,7 +103,12 @@ def replayed(call: Callable[[], Any], calls: int = 1) -> Callable[[], Any]:
     with torch.cuda.graph(graph):
         for _ in range(calls):
             call()
-    return graph.replay
+
+    def replay(_held: Callable[[], Any] = call) -> None:
+        """The graph reads what `call` holds, so it must live as long."""
+        graph.replay()
+
+    return replay
 
 
 _ceilings: list[tuple[float, float]] = []

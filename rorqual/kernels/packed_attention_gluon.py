@@ -1,17 +1,19 @@
 """Sparse MLA attention over the FP8 latent cache on Hopper (sm_90), in Gluon: 656-byte entries, heads in groups of 64.
 
 The consumers are those of `sparse_attention_gluon`; the producer differs. It loads 16 bytes a thread, two quarters of a block
-ahead, widens them to bfloat16 and stores them where the bf16 form's asynchronous copies would have put them. Widening costs three
-instructions a number: e4m3's bits, moved to the low end of bfloat16's exponent, mean 2^-120 of the value (subnormals too), so two
-packed products, with 2^113 and with 2^7 times the entry's scale, give the number exactly. The conversion instructions would cost
-about three times as much, and be slower than the matrix products they feed.
+ahead, widens them to bfloat16 and stores them where the bf16 form's asynchronous copies would have put them. Widening costs nine
+instructions for four numbers: e4m3's bits, moved to the low end of bfloat16's exponent, mean 2^-120 of the value (subnormals
+too), so one packed product with 2^120 times the entry's scale gives the number exactly. That factor is finite for scales up to
+2^7: entries up to 57,344 in size; larger ones come out infinite. What bounds the kernel beside the matrix products is shared
+memory's bandwidth, so the stores are laid out to meet in no bank, and no fence stands in the producer: its loads would have to
+arrive before each one, and the consumers have one on the way from every barrier to their products.
 """
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 from rorqual.kernels.sparse_attention_gluon import (
     GATHER,
@@ -24,27 +26,24 @@ from rorqual.kernels.sparse_attention_gluon import (
     _load_query,
 )
 
-WORDS = gl.constexpr(gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0]))
-"""A quarter of 64 entries as int32: 16 bytes a thread. Its rows lie as those of GATHER."""
+WORDS = gl.constexpr(gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0]))
+"""A quarter of 64 entries as int32: 16 bytes a thread, four threads a row, so that eight threads that store together (the even or
+the odd 16-byte chunks of two rows) meet in no bank of the swizzled tile."""
 PAIRS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2))
 """TILE's bytes seen as pairs of bfloat16."""
 WIDEN = gl.constexpr("""{
-.reg .b32 a, b, c, d, k;
-mov.b32 k, 0x78007800;
-prmt.b32 a, $2, 0, 0x1404;
-prmt.b32 b, $2, 0, 0x3424;
-shr.u32 c, a, 4;
-shr.u32 d, b, 4;
-and.b32 c, c, 0x07f007f0;
-and.b32 d, d, 0x07f007f0;
-lop3.b32 a, a, 0x80008000, c, 0xea;
-lop3.b32 b, b, 0x80008000, d, 0xea;
-mul.rn.bf16x2 a, a, k;
-mul.rn.bf16x2 b, b, k;
-mul.rn.bf16x2 $0, a, $3;
-mul.rn.bf16x2 $1, b, $3;
+.reg .b32 l, h, t;
+shl.b32 l, $2, 4;
+shr.u32 h, $2, 4;
+and.b32 l, l, 0xf0f0f0f0;
+and.b32 h, h, 0x07070707;
+lop3.b32 h, $2, 0x80808080, h, 0xea;
+prmt.b32 t, l, h, 0x5140;
+prmt.b32 l, l, h, 0x7362;
+mul.rn.bf16x2 $0, t, $3;
+mul.rn.bf16x2 $1, l, $3;
 }""")
-"""Four e4m3 codes ($2) and 2^7 times their scale (two bfloat16 in $3) to four bfloat16 ($0, $1)."""
+"""Four e4m3 codes ($2) and 2^120 times their scale (two bfloat16 in $3) to four bfloat16 ($0, $1)."""
 
 
 @gluon.jit
@@ -64,7 +63,7 @@ def _scale(SCALES, index, QUARTER: gl.constexpr):
 @gluon.jit
 def _widen(codes, scale, half, QUARTER: gl.constexpr):
     """Store a quarter as bfloat16 into its place of a half [64, 256] of the block's buffer."""
-    bits = (scale * 128.0).to(gl.int32, bitcast=True)  # a power of two: its upper half is the bfloat16
+    bits = (scale * 1.329227995784916e36).to(gl.int32, bitcast=True)  # a power of two: its upper half is the bfloat16
     factor = bits | (bits >> 16)
     first, second = gl.inline_asm_elementwise(
         WIDEN, "=r,=r,r,r", [codes, factor[:, None]], dtype=(gl.int32, gl.int32), is_pure=True, pack=1
@@ -74,7 +73,6 @@ def _widen(codes, scale, half, QUARTER: gl.constexpr):
 
 @gluon.jit
 def _hand_over(barrier):
-    fence_async_shared()
     gl.thread_barrier()
     mbarrier.arrive(barrier, count=1)
 
@@ -87,8 +85,10 @@ def _produce_widened(keys, barriers, KV, SCALES, ROPE, indices, blocks, topk):
     left = left._reinterpret(gl.int32, [2, 64, 128], PAIRS)
     right = right._reinterpret(gl.int32, [2, 64, 128], PAIRS)
     lane = gl.arange(0, 64, layout=gl.SliceLayout(1, WORDS))
+    rope_lane = gl.arange(0, 64, layout=gl.SliceLayout(1, GATHER))
     last = gl.minimum(topk, blocks * 64)
     index = gl.load(indices + lane, mask=lane < last, other=-1)
+    row = gl.load(indices + rope_lane, mask=rope_lane < last, other=-1)
     codes0 = _fetch(KV, index, 0)
     codes1 = _fetch(KV, index, 1)
     scale0 = _scale(SCALES, index, 0)
@@ -108,7 +108,6 @@ def _produce_widened(keys, barriers, KV, SCALES, ROPE, indices, blocks, topk):
         codes0 = _fetch(KV, following, 0)
         scale3 = _scale(SCALES, index, 3)
         mbarrier.wait(free_right.index(buffer), phase)
-        row = gl.convert_layout(index, gl.SliceLayout(1, GATHER))
         _gather(rope.index(buffer), ROPE + 264, gl.maximum(row, 0).to(gl.int64) * 328, row >= 0, 64)
         async_copy.mbarrier_arrive(full_right.index(buffer), increment_count=False)
         _widen(codes2, scale2, right.index(buffer), 2)
@@ -116,6 +115,7 @@ def _produce_widened(keys, barriers, KV, SCALES, ROPE, indices, blocks, topk):
         scale0 = _scale(SCALES, following, 0)
         _widen(codes3, scale3, right.index(buffer), 3)
         _hand_over(full_right.index(buffer))
+        row = gl.load(indices + (block + 1) * 64 + rope_lane, mask=(block + 1) * 64 + rope_lane < last, other=-1)
         index = following
     async_copy.commit_group()
     async_copy.wait_group(0)

@@ -32,8 +32,8 @@ def sparse_attention(
     An empty row gives 0 and -inf. Sums are float32 (float64 for float64 inputs).
 
     kv may be an FP8 cache instead: uint8 [S, L + 4 L / 128 + 2 R] in the layout of `fp8.pack_latent` (656 bytes in the release),
-    each entry unpacked where it is used; scales are powers of two. No gradient flows then. For a paged cache pass the flat view
-    [blocks * page, entry] and physical slots as indices.
+    each entry unpacked where it is used; scales are powers of two, on Hopper at most 2^7. No gradient flows then. For a paged
+    cache pass the flat view [blocks * page, entry] and physical slots as indices.
 
     Differentiable with respect to q and kv, through out and lse. Truly sparse: rows are gathered tile by tile, forward and
     backward, and nothing of [T, S] or [T, H, K] is kept. On CPU a query's result is bitwise the same in any batch, chunk or
@@ -77,8 +77,9 @@ class _SparseAttention(torch.autograd.Function):
         dtype = accumulator(q, kv)
         out = torch.empty(T, H, value_dim, dtype=dtype, device=q.device)
         lse = torch.empty(T, H, dtype=dtype, device=q.device)
+        is_whole = len(kv) > 0 and not bool((indices < 0).any())
         for rows in query_tiles(q, indices):
-            out[rows], lse[rows] = attend(q[rows], kv, indices[rows], scale, value_dim, dtype)
+            out[rows], lse[rows] = attend(q[rows], kv, indices[rows], scale, value_dim, dtype, is_whole)
         ctx.save_for_backward(q, kv, indices, out, lse)
         ctx.scale, ctx.atomic = scale, atomic
         return out.to(q.dtype), lse
@@ -101,13 +102,19 @@ def query_tiles(q: Tensor, indices: Tensor) -> list[slice]:
     return [slice(low, min(low + tile, T)) for low in range(0, T, tile)]
 
 
-def attend(q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]."""
+def attend(
+    q: Tensor, kv: Tensor, indices: Tensor, scale: float, value_dim: int, dtype: torch.dtype, is_whole: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One tile: q [t, H, D], indices [t, K] -> out [t, H, L], lse [t, H]. is_whole: no index is negative."""
     H = q.shape[1]
-    indices = block_columns(indices)
-    entries = gather_rows(kv, indices).to(dtype)  # [t, K, D]
-    scores = pad_heads(q.to(dtype) * scale) @ entries.transpose(1, 2)  # [t, H, K]
-    scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
+    if is_whole and indices.shape[1] >= MIN_ROWS:
+        entries = kv.index_select(0, indices.reshape(-1)).view(*indices.shape, -1).to(dtype)  # [t, K, D]
+        scores = pad_heads(q.to(dtype) * scale) @ entries.transpose(1, 2)  # [t, H, K]
+    else:
+        indices = block_columns(indices)
+        entries = gather_rows(kv, indices).to(dtype)
+        scores = pad_heads(q.to(dtype) * scale) @ entries.transpose(1, 2)
+        scores.masked_fill_((indices < 0).unsqueeze(1), -torch.inf)
     top = scores.amax(-1, keepdim=True)
     top.masked_fill_(top == -torch.inf, 0)  # an empty row: exp(-inf - 0) = 0
     weights = scores.sub_(top).exp_()

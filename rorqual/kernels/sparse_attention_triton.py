@@ -133,9 +133,9 @@ def _head_block(q: Tensor, value_dim: int) -> int:
 
 
 def _key_block(q: Tensor, value_dim: int, heads: int) -> int:
-    """Keys of one step of a portable program: as many as heads, or 64 where few heads leave room for them."""
+    """Keys of one step of a portable program: as many as heads, or 64 where 16 heads leave room for them."""
     row = (triton.next_power_of_2(value_dim) + triton.next_power_of_2(q.shape[2] - value_dim)) * q.dtype.itemsize
-    return 64 if (heads + 64) * row <= _shared_memory(q.device) and heads < 64 else heads
+    return 64 if (heads + 64) * row <= _shared_memory(q.device) and heads < 32 else heads
 
 
 def _dims(q: Tensor, value_dim: int) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _attend_portable(
     shares, T, H, L = out.shape
     grid = (triton.cdiv(H, heads), T, shares)
     packed = kv.dtype == torch.uint8  # what is widened in registers cannot be pipelined through shared memory
-    block = min(heads, 32) if packed else _key_block(q, L, heads)
+    block = 32 if packed else _key_block(q, L, heads)
     warps = 8 if max(heads, block) == 64 else 4
     attend_kernel[grid](
         q, kv, indices, out, lse, scale * LOG2E, indices.shape[1], per_share * 128,
@@ -204,8 +204,12 @@ def _packed_entries(KV, index, DTYPE: tl.constexpr, L: tl.constexpr, R: tl.const
     l, r = tl.arange(0, LP), tl.arange(0, RP)
     there = (index >= 0)[:, None]
     codes = tl.load(row + l[None, :], mask=there & (l < L)[None, :], other=0)
-    scales = (row + (L + l // 128 * 4)[None, :]).to(tl.pointer_type(tl.float32))
-    latent = from_e4m3(codes) * tl.load(scales, mask=there & (l < L)[None, :], other=0.0)
+    BLOCKS: tl.constexpr = LP // 128
+    block = tl.arange(0, BLOCKS)
+    scales = (row + (L + 4 * block)[None, :]).to(tl.pointer_type(tl.float32))
+    scale = tl.load(scales, mask=there & (block < L // 128)[None, :], other=0.0)
+    blocks = tl.reshape(from_e4m3(codes), [codes.shape[0], BLOCKS, 128]) * scale[:, :, None]
+    latent = tl.reshape(blocks, [codes.shape[0], LP])
     rope = (row + (L + L // 32 + 2 * r)[None, :]).to(tl.pointer_type(tl.bfloat16))
     return latent.to(DTYPE), tl.load(rope, mask=there & (r < R)[None, :], other=0.0).to(DTYPE)
 

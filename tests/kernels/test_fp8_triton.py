@@ -94,7 +94,7 @@ def test_products_match_float64(device, N, M, K):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("N", "M", "K"), [(4096, 1536, 7168), (256, 2112, 1536), (64, 7168, 2048), (272, 576, 7168), (1000, 512, 384)]
+    ("N", "M", "K"), [(4096, 1536, 7168), (256, 2112, 1536), (64, 7168, 2048), (273, 576, 7168), (1000, 512, 384), (1, 256, 1152)]
 )
 def test_released_layers_match_float64_by_both_forms(N, M, K):
     inputs = operands(N, M, K, "cuda")
