@@ -104,13 +104,13 @@ def record_exhibits(
     opened = open_on(model, device)
     exhibits: dict[str, Callable[[], dict[str, Any]]] = {
         "model": lambda: model_facts(opened.config),
+        "quality": lambda: quality(directory, store, config, device),
+        "selection": lambda: selected_tokens(opened, texts(directory, store, opened.config, config), store, config),
         "cost": lambda: {
             "this": cost(opened.config),
             "paper": paper_cost(),
             "prefill": prefill_times(opened, store, config) if config.timed_chunk else None,
         },
-        "quality": lambda: quality(directory, store, config, device),
-        "selection": lambda: selected_tokens(opened, texts(directory, store, opened.config, config), store, config),
     }
     for name, make in exhibits.items():
         path = directory / DIRECTORY / f"{name}.json"
