@@ -24,7 +24,7 @@ from typing import Any
 from rorqual.commands.synthesize import PAPER
 from rorqual.runlog import write_atomically
 from rorqual.synthesis.line import Selection
-from rorqual.tasks import Store
+from rorqual.tasks import Store, digest
 
 SECONDS, QUICK_SECONDS = 2400, 240
 STORES = {"search": "search", "interpreter": "interpreter", "code_changes": "code", "code_faults": "code"}
@@ -102,7 +102,8 @@ def figures_of(name: str) -> dict[str, Any]:
     ordered = sorted((r for r in store.records() if r.kind in ("world", "task", "rejected")), key=lambda r: (r.order, r.kind))
     rows = [record.value for record in selection.run(ordered) if record.kind == "task"]
     assert all(gate["passed"] for row in rows for gate in row["gates"]), "a stored task failed a gate"
-    names = {json.dumps(row["task"]["messages"]) + row["task"]["world"] for row in rows}
+    tasks = [row["task"] for row in rows]
+    names = {digest([task["world"], task["messages"], task["payload"].get("changes")]) for task in tasks}
     assert len(names) == len(rows), "two tasks are the same"
     found = {"seconds": round(seconds), **{k: v for k, v in selection.figures().items() if k not in ("digest", "skeletons")}}
     found["tasks_per_second"] = round(len(rows) / seconds, 2) if seconds else None

@@ -165,8 +165,8 @@ class _Tally:
 
 
 def _sameness(task: Mapping[str, Any]) -> str:
-    """Two tasks with one prompt over one world are the same task."""
-    return digest([task["world"], task["messages"]])
+    """Two tasks with one prompt over one world are the same task, unless they change the world in different ways."""
+    return digest([task["world"], task["messages"], task["payload"].get("changes")])
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -236,7 +236,7 @@ class Selection:
                 name = _sameness(record.value["task"])
                 if name in seen:
                     self.rejected["duplicate"] += 1
-                    yield Record("rejected", record.order, {"gate": "duplicate", "detail": "the same prompt stands already"})
+                    yield Record("rejected", record.order, {"gate": "duplicate", "detail": "the same task stands already"})
                     continue
                 seen.add(name)
                 world = record.value["task"]["world"]

@@ -84,3 +84,12 @@ def test_a_world_logged_with_another_candidate_still_precedes_its_first_chosen_t
     row = TaskRow(Task("t", "writing", ({"role": "user", "content": "x"},), world="w"))
     found = list(Selection(1).run([task_record(row, (1,)), world_record(WORLD, (7,)), Record("rejected", (8,), {"gate": "g"})]))
     assert [(r.kind, r.order) for r in found] == [("world", (1,)), ("task", (1,))]
+
+
+def test_one_prompt_over_one_world_is_several_tasks_where_each_changes_it_otherwise() -> None:
+    ask = ({"role": "user", "content": "mend it"},)
+    tasks = [Task(f"t{i}", "code", ask, world="w", payload={"changes": {"a.py": text}}) for i, text in enumerate("xyx")]
+    selection = Selection(9)
+    records = [world_record(WORLD, (0,)), *(task_record(TaskRow(task), (i,)) for i, task in enumerate(tasks))]
+    chosen = [r.value["task"]["id"] for r in selection.run(records) if r.kind == "task"]
+    assert chosen == ["t0", "t1"] and selection.rejected == {"duplicate": 1}
