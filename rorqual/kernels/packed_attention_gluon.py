@@ -40,8 +40,10 @@ and.b32 h, h, 0x07070707;
 lop3.b32 h, $2, 0x80808080, h, 0xea;
 prmt.b32 t, l, h, 0x5140;
 prmt.b32 l, l, h, 0x7362;
-mul.rn.bf16x2 $0, t, $3;
-mul.rn.bf16x2 $1, l, $3;
+mul.rn.bf16x2 t, t, $3;
+mul.rn.bf16x2 l, l, $3;
+mov.b32 $0, t;
+mov.b32 $1, l;
 }""")
 """Four e4m3 codes ($2) and 2^120 times their scale (two bfloat16 in $3) to four bfloat16 ($0, $1)."""
 
