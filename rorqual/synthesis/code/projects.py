@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,17 +77,22 @@ def project_of(files: Mapping[str, str], name: str, version: str, source: Proven
     """
     key = digest([files, name, version, VERSION, runner_packages().rpartition("/")[2], EDITION, agent is not None], 32)
     place = cache_of("projects") / f"{key}.json"
-    if place.exists():
-        found = json.loads(place.read_text(encoding="utf-8"))
-    else:
-        try:
-            found = _examine(_set_up(files, name, version, agent))
-        except TaskError as error:
-            found = {"refused": f"{name} {version}".strip() + f": {error}"}
-        write_atomically(place, json.dumps(found))
+    with open(place.with_suffix(".lock"), "w") as lock:  # of several workers that come to a project one sets it up
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            write_atomically(place, json.dumps(_examined(files, name, version, agent)))
+    found = json.loads(place.read_text(encoding="utf-8"))
     if "refused" in found:
         raise TaskError(f"project {found['refused']}")
     return _project(found, source, digest(files, 64))
+
+
+def _examined(files: Mapping[str, str], name: str, version: str, agent: Agent | None) -> dict[str, Any]:
+    """What is kept of a project: how its tests end and what they call, or why it is refused."""
+    try:
+        return _examine(_set_up(files, name, version, agent))
+    except TaskError as error:
+        return {"refused": f"{name} {version}".strip() + f": {error}"}
 
 
 def _set_up(files: Mapping[str, str], name: str, version: str, agent: Agent | None) -> Environment:
