@@ -20,6 +20,7 @@ import json
 import pstats
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from rorqual.runlog import environment, write_atomically
 
 HERE = Path(__file__).parent
 MODES = {"sparse": AttentionMode(), "dense": AttentionMode(sparse=False)}
-CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
-PROMPTS = (1024, 2048, 4096, 8192, 16384, 32768)
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+LONGEST_MULTI_HEAD = 32768
+"""Prefill in multi-head attention is measured up to here: it has lost long before."""
+PROMPTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131000)
 Figures = dict[str, Any]
 
 
@@ -88,7 +91,7 @@ def released(engine: Engine, requests: list[Any]) -> None:
 
 def step_seconds(engine: Engine, rows: int, context: int, device: str, steps: int) -> float:
     """Seconds of one decode step of all rows, by the wall clock, after warm-up."""
-    requests = placed(engine, rows, context, 64 + 4 * steps)
+    requests = placed(engine, rows, context, 128 + 4 * steps)
     size = max(engine.config.device_steps, 1)
     for _ in range(2 if size > 1 else 4):
         engine.step()
@@ -102,7 +105,7 @@ def step_seconds(engine: Engine, rows: int, context: int, device: str, steps: in
 
 
 def small_engine(model: Transformer, rows: int, longest: int, mode: AttentionMode, **settings: Any) -> Engine:
-    room = rows * (longest + 256)
+    room = rows * (longest + 384)
     config = EngineConfig(cache_tokens=room, max_running=rows, prefix_cache=False, max_step_tokens=8192, seed=1,
                           record_routing=False, **settings)  # fmt: skip
     return Engine(model, config, mode)
@@ -126,25 +129,37 @@ def decode(model: Transformer, args: argparse.Namespace) -> Figures:
 
 
 def prefill(model: Transformer, args: argparse.Namespace) -> Figures:
-    """Tokens per second of one prompt; `auto` takes multi-head attention where all keys are attended to."""
+    """Tokens per second of one prompt, in latent attention (absorbed) and in multi-head attention: masked, or over all keys."""
     lengths = [length for length in PROMPTS if length <= args.longest]
     figures: Figures = {"unit": "tokens/s", "length": lengths, "max_step_tokens": 8192}
-    modes = {**MODES, "sparse, auto": AttentionMode(form="auto", masked_factor=0),
-             "dense, auto": AttentionMode(sparse=False, form="auto", masked_factor=0)}  # fmt: skip
+    modes = {**MODES, "sparse, masked": AttentionMode(form="auto", masked_factor=1e9),
+             "dense, expanded": AttentionMode(sparse=False, form="expanded")}  # fmt: skip
     draw = np.random.default_rng(1)
     for name, mode in modes.items():
         engine = small_engine(model, 1, max(lengths), mode)
         rates = []
         for length in lengths:
+            if name not in MODES and length > LONGEST_MULTI_HEAD:
+                rates.append(0.0)
+                continue
             prompt = draw.integers(2, model.config.vocab_size, length).tolist()
             params = SamplingParams(max_tokens=1, temperature=0)
             engine.generate([prompt], params)
             runs = [generation_seconds(engine, [prompt], params, args.device) for _ in range(2)]
             rates.append(length / min(runs))
             print("prefill", name, length, f"{rates[-1]:.0f} tokens/s", flush=True)
-        figures[name] = [round(rate, 1) for rate in rates]
+        figures[name] = [round(rate, 1) or None for rate in rates]
         del engine
-    figures["crossover"] = crossover(lengths, figures["sparse, auto"], figures["dense, auto"])
+    best = {kind: [max(a, b or 0) for a, b in zip(figures[kind], figures[other], strict=True)] for kind, other in (("sparse", "sparse, masked"),
+                                                                                  ("dense", "dense, expanded"))}  # fmt: skip
+    figures["crossover"] = crossover(lengths, best["sparse"], best["dense"])
+    figures["masked_crossover"] = crossover(lengths, figures["sparse"], [rate or 0 for rate in figures["sparse, masked"]])
+    engine = small_engine(model, 1, 32768, AttentionMode())
+    prompt = draw.integers(2, model.config.vocab_size, min(32768, args.longest)).tolist()
+    engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0))
+    table = kernel_table(lambda: engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0)), args.device)
+    figures["kernels_at_32768"] = {"ms": sum(each["us"] for each in table) / 1e3, "kernels": table[:20]}
+    print(json.dumps(figures["kernels_at_32768"], indent=1), flush=True)
     return figures
 
 
@@ -158,8 +173,8 @@ def steps(model: Transformer, args: argparse.Namespace) -> Figures:
     """A decode step's wall clock over the sum of its kernels' times."""
     figures: Figures = {}
     context = min(4096, args.longest)
-    for name, rows, dtype in (("graphs", args.rows, "model"), ("graphs", 1, "model"), ("graphs, FP8 cache", args.rows, "fp8"),
-                              ("no graphs", args.rows, "model")):  # fmt: skip
+    for name, rows, dtype in (("graphs", args.rows, "model"), ("graphs", 4 * args.rows, "model"), ("graphs", 1, "model"),
+                              ("graphs, FP8 cache", 4 * args.rows, "fp8"), ("no graphs", args.rows, "model")):  # fmt: skip
         engine = small_engine(model, rows, context, AttentionMode(), cache_dtype=dtype)
         fill(engine)
         if name == "no graphs" and engine.decoder is not None:
@@ -180,30 +195,38 @@ def steps(model: Transformer, args: argparse.Namespace) -> Figures:
 
 def kernel_seconds(engine: Engine, rows: int, context: int, args: argparse.Namespace) -> tuple[float, list[Figures]]:
     """Seconds of all kernels of one step, and the kernels by their time."""
-    from torch.profiler import ProfilerActivity, profile
-
-    requests = placed(engine, rows, context, 64 + 4 * args.steps)
+    requests = placed(engine, rows, context, 128 + 4 * args.steps)
     for _ in range(2):
         engine.step()
-    synchronize(args.device)
-    count = engine.counters.steps
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if args.device == "cuda" else [])]) as told:
-        while engine.counters.steps - count < 16:
+    counts: list[int] = []
+
+    def some_steps() -> None:
+        first = engine.counters.steps
+        while engine.counters.steps - first < 16:
             engine.step()
-        synchronize(args.device)
-    count = engine.counters.steps - count
+        counts.append(engine.counters.steps - first)
+
+    table = kernel_table(some_steps, args.device)
     released(engine, requests)
+    count = counts[0]
+    rows_of_table = [
+        {"name": each["name"], "us_per_step": round(each["us"] / count, 2), "calls_per_step": each["calls"] / count}
+        for each in table
+    ]
+    return sum(each["us"] for each in table) / count / 1e6, rows_of_table
+
+
+def kernel_table(call: Callable[[], None], device: str) -> list[Figures]:
+    """The kernels that a call launches, the longest first: their time in microseconds and their number."""
+    from torch.profiler import ProfilerActivity, profile
+
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as told:
+        call()
+        synchronize(device)
     kernels = [each for each in told.key_averages() if str(each.device_type).endswith("CUDA") and each.self_device_time_total]
     kernels.sort(key=lambda each: -each.self_device_time_total)
-    table = [
-        {
-            "name": each.key[:90],
-            "us_per_step": round(each.self_device_time_total / count, 2),
-            "calls_per_step": each.count / count,
-        }
-        for each in kernels
-    ]
-    return sum(each.self_device_time_total for each in kernels) / count / 1e6, table
+    return [{"name": each.key[:90], "us": each.self_device_time_total, "calls": each.count} for each in kernels]
 
 
 def rollouts(args: argparse.Namespace) -> Figures:
@@ -216,19 +239,21 @@ def rollouts(args: argparse.Namespace) -> Figures:
                                                 record_selection=True))  # fmt: skip
             draw = np.random.default_rng(3)
             heads = [draw.integers(2, model.config.vocab_size, 300).tolist() for _ in range(requests // 8)]
-            params = SamplingParams(max_tokens=128, top_p=0.95, record_kept_tokens=True, record_routed_experts=True,
-                                    record_selected_indices=True)  # fmt: skip
+            # Random weights say nothing in particular; so cold, they keep about as few tokens as trained ones do.
+            recorded = dict(record_kept_tokens=True, record_routed_experts=True, record_selected_indices=True)
+            params = SamplingParams(max_tokens=128, temperature=0.15, top_p=0.95, **recorded)
             prompts = [head for head in heads for _ in range(8)]
             engine.generate(prompts, params)
             profiler = cProfile.Profile()
             seconds = generation_seconds(engine, prompts, params, args.device)
             profiler.enable()
-            engine.generate(prompts, params)
+            done = engine.generate(prompts, params)
             profiler.disable()
             text = io.StringIO()
             pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(22)
             rate = requests * 128 / seconds
-            figures[f"{dtype}, {requests} requests"] = {"tokens_per_s": rate, "seconds": seconds}
+            kept = np.diff(done[0].kept_tokens.offsets).mean()
+            figures[f"{dtype}, {requests} requests"] = {"tokens_per_s": rate, "seconds": seconds, "mean_kept": float(kept)}
             print("rollouts", dtype, requests, f"{rate:.0f} tokens/s", flush=True)
             print(text.getvalue()[:4500], flush=True)
     return figures
@@ -238,7 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", default=["decode", "steps", "prefill", "rollouts"])
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--longest", type=int, default=32768)
+    parser.add_argument("--longest", type=int, default=131072)
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--requests", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--device", default="cuda")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rorqual.engine.stores import Entries, IndexKeys
 from rorqual.errors import UserError
-from rorqual.kernels import select_tokens, sparse_attention
+from rorqual.kernels import quantize_activation, select_tokens, sparse_attention
 from rorqual.kernels.own_keys import attend_own_keys, select_own_tokens
 from rorqual.model.cache import Fresh
 from rorqual.model.config import ModelConfig
@@ -28,6 +28,8 @@ from rorqual.model.rows import Rows
 
 FEW_ROWS = 4
 """A request with at most so many rows in a step (a decode has one, or two with a draft) is computed together with others."""
+SHORT_CHUNK = 64
+"""On a GPU: requests with at most so many rows choose in one call, each row through a table of its own."""
 FLOCK_TOKENS = 1 << 16
 """Keys gathered at once for them."""
 MIN_FLOCK_TOKENS = 256
@@ -147,6 +149,7 @@ class _Layout:
         self.ends = torch.from_numpy(positions + 1).to(device)
         """How many keys of its request each row sees, int64 [N]."""
         self.written = self.table[self.offsets + self.ends - 1]
+        self._short: dict[int, _Flock] = {}
         self._runs: dict[int, slice | None] = {}
         self._choosers: dict[int, tuple[list[_Flock], list[_Asked]]] = {}
         self._nears: dict[int | None, _Near | None] = {}
@@ -196,6 +199,15 @@ class _Layout:
         segments = [(request, slice(self.firsts[request], self.firsts[request] + count)) for request, count in single]
         far = (self.ends > topk).nonzero()[:, 0] if topk is not None and self.max_len > topk else None
         return _Near(flocks, segments, far)
+
+    def short_chunks(self, topk: int, asked: list[_Asked]) -> tuple[_Flock | None, list[_Asked]]:
+        """Requests with at most SHORT_CHUNK rows, where there are several, as rows with blocks of their own; and the others."""
+        short = [each for each in asked if each[1] <= SHORT_CHUNK]
+        if len(short) < 2:
+            return None, asked
+        if topk not in self._short:
+            self._short[topk] = self._flock(short, max(map(self._num_blocks, short)))
+        return self._short[topk], [each for each in asked if each[1] > SHORT_CHUNK]
 
     def _parted(self, asked: list[_Asked]) -> tuple[list[_Flock], list[_Asked]]:
         """First rows of some requests: in flocks where they are few and others like them are there, else request by request."""
@@ -259,6 +271,18 @@ class _Near:
     far: Tensor | None
 
 
+def select_paged(query: Tensor, store: IndexKeys, weight: Tensor, topk: int, blocks: Tensor, lengths: Tensor) -> Tensor:
+    """Each row chooses among its own keys, in the blocks [N, P] of its table, on a GPU: int32 [N, topk]; lengths int [N]."""
+    from rorqual.kernels.select_tokens_triton import select_cached_tokens
+
+    if store.is_packed:
+        query, scale = quantize_activation(query.contiguous(), block=query.shape[-1])
+        weight = weight * scale[..., 0]
+    chosen = select_cached_tokens(query, store.pages, blocks, weight, topk, lengths)
+    assert isinstance(chosen, Tensor)
+    return chosen
+
+
 def _reach(start: int, end: int, device: torch.device) -> Reach:
     """Rows [start, end) of a request see all keys up to themselves."""
     ends = torch.arange(start + 1, end + 1, device=device)
@@ -289,14 +313,19 @@ class PagedKeys:
         layout, store = self._layout, self._index_keys
         if layout.max_len <= topk or store is None:
             return None
-        query, selected = store.rounded(query), layout.listed(topk)
+        selected, rounded = layout.listed(topk), store.rounded(query)
         flocks, single = layout.choosers(topk)
         for flock in flocks:
             rows = flock.rows
-            selected[rows] = select_own_tokens(query[rows], flock.gather(store), weight[rows], topk, flock.lengths)
+            selected[rows] = select_own_tokens(rounded[rows], flock.gather(store), weight[rows], topk, flock.lengths)
+        if self._kv.data.is_cuda:
+            short, single = layout.short_chunks(topk, single)
+            if short is not None:
+                rows = short.rows
+                selected[rows] = select_paged(query[rows], store, weight[rows], topk, short.blocks, short.lengths)
         for request, _ in single:
             rows, reach = layout.rows(request), layout.reaches[request]
-            chosen = select_tokens(query[rows], layout.gather(store, request), weight[rows], topk, reach.starts, reach.ends)
+            chosen = select_tokens(rounded[rows], layout.gather(store, request), weight[rows], topk, reach.starts, reach.ends)
             assert isinstance(chosen, Tensor)
             selected[rows] = chosen
         return selected

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rorqual.engine.cache import PagedCache
+from rorqual.engine.cache import PagedCache, select_paged
 from rorqual.engine.philox import uniforms
 from rorqual.engine.records import RecordStore
 from rorqual.engine.request import Request
 from rorqual.engine.sampler import Sampled
 from rorqual.engine.stores import Entries, IndexKeys
 from rorqual.errors import UserError
-from rorqual.kernels import quantize_activation, sparse_attention
+from rorqual.kernels import sparse_attention
 from rorqual.kernels.own_keys import select_own_tokens
 from rorqual.model.cache import Fresh
 from rorqual.model.call import AttentionMode
@@ -87,14 +87,7 @@ class DecodeKeys:
         if not query.is_cuda:
             keys = store.take_blocks(step.table.long(), step.block_size)
             return select_own_tokens(store.rounded(query), keys, weight, topk, step.ends.long())
-        from rorqual.kernels.select_tokens_triton import select_cached_tokens
-
-        if store.is_packed:
-            query, scale = quantize_activation(query.contiguous(), block=query.shape[-1])
-            weight = weight * scale[..., 0]
-        chosen = select_cached_tokens(query, store.pages, step.table, weight, topk, step.ends)
-        assert isinstance(chosen, Tensor)
-        return chosen
+        return select_paged(query, store, weight, topk, step.table, step.ends)
 
     def attend(self, q: Tensor, scale: float, value_dim: int, selected: Tensor | None) -> Tensor:
         slots = self.decode.all_slots if selected is None else self.decode.slots_of(selected)

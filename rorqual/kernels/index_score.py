@@ -25,7 +25,28 @@ def index_score_plain(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     dtype = accumulator(q, k, w)
     dots = row_product(q.to(dtype).reshape(T * I, C), k.to(dtype)).view(T, I, -1)  # [T, I, S]
     dots, weights = torch.relu_(dots), w.to(dtype).unsqueeze(-1)
-    return sum_heads(dots * weights if dots.requires_grad or weights.requires_grad else dots.mul_(weights))
+    if dots.requires_grad or weights.requires_grad:
+        return sum_heads(dots * weights)
+    return fold_heads(dots.mul_(weights), dots.new_empty(T, dots.shape[2]))
+
+
+def write_scores(q: Tensor, k: Tensor, w: Tensor, out: Tensor) -> None:
+    """`index_score_plain` of q [T, I, C], k [S, C], w [T, I], all of the dtype summed in, into out [T, S]; no gradient."""
+    T, I, C = q.shape
+    dots = torch.relu_(row_product(q.reshape(T * I, C), k).view(T, I, -1))
+    fold_heads(dots.mul_(w.unsqueeze(-1)), out)
+
+
+def fold_heads(x: Tensor, out: Tensor) -> Tensor:
+    """`sum_heads` of x [T, I, S] into out [T, S], in the same order, in x's own memory: a tile stays in the core's cache."""
+    heads = x.shape[1]
+    while heads > 2:
+        half, odd = divmod(heads, 2)
+        x[:, :half] += x[:, half : 2 * half]
+        if odd:
+            x[:, half] = x[:, heads - 1]
+        heads = half + odd
+    return out.copy_(x[:, 0]) if heads == 1 else torch.add(x[:, 0], x[:, 1], out=out)
 
 
 def sum_heads(x: Tensor) -> Tensor:

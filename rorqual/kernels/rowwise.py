@@ -54,7 +54,9 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
         return form(gate, up)
     wide = gate.float()
     # torch.sigmoid and silu give other bits at the end of a tensor on CPU; exp and division do not.
-    return (wide / (1 + (-wide).exp()) * up.float()).to(gate.dtype)
+    if torch.is_grad_enabled():
+        return (wide / (1 + (-wide).exp()) * up.float()).to(gate.dtype)
+    return torch.div(wide, wide.neg().exp_().add_(1)).mul_(up.float()).to(gate.dtype)
 
 
 def fused_form(op: str, x: Tensor, *others: Tensor) -> Callable | None:

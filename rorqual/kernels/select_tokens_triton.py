@@ -150,9 +150,9 @@ def score_kernel(
         for start in range(low, high, BK):
             s = start + lane
             if PAGE > 0:
-                slot = tl.load(TABLE + tl.program_id(1).to(tl.int64) * table_stride + s // PAGE, mask=s < high, other=0).to(
-                    tl.int64
-                )
+                slot = tl.load(
+                    TABLE + (first_row + tl.program_id(1)).to(tl.int64) * table_stride + s // PAGE, mask=s < high, other=0
+                ).to(tl.int64)
                 at = slot * PAGE * (C + 4) + s % PAGE * C if PACKED else (slot * PAGE + s % PAGE) * C
             else:
                 at = s.to(tl.int64) * C

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rorqual.kernels.dispatch import triton_form
-from rorqual.kernels.index_score import index_score_plain
+from rorqual.kernels.index_score import write_scores
 from rorqual.kernels.linear import MIN_ROWS, accumulator
 
 TILE_DOTS = 1 << 18
@@ -90,10 +90,15 @@ def row_ranges(T: int, S: int, starts: Tensor | None, ends: Tensor | None, devic
     return starts.clamp(0, S), ends.clamp(0, S)
 
 
+def tile_dots() -> int:
+    """TILE_DOTS for each of the cores that share a tile's operations."""
+    return TILE_DOTS * torch.get_num_threads()
+
+
 def row_tiles(wanted: Tensor, S: int, heads: int) -> list[Tensor]:
     """The rows where `wanted` [T] holds, in tiles whose scores and dot products keep within their bounds."""
     rows = wanted.nonzero()[:, 0]
-    tile = min(max(MIN_ROWS, TILE_DOTS // (heads * KEY_TILE)), max(1, TILE_SCORES // max(S, 1)))
+    tile = min(max(MIN_ROWS, tile_dots() // (heads * KEY_TILE)), max(1, TILE_SCORES // max(S, 1)))
     return list(rows.split(tile)) if len(rows) else []
 
 
@@ -101,9 +106,9 @@ def tile_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """Index scores of a tile of rows, key tile by key tile: [t, S]. The bits do not depend on the tiles (`index_score`)."""
     t, I, _ = q.shape
     scores = torch.empty(t, k.shape[0], dtype=q.dtype, device=q.device)
-    width = max(KEY_TILE, TILE_DOTS // (t * I * KEY_TILE) * KEY_TILE)
+    width = max(KEY_TILE, tile_dots() // (t * I * KEY_TILE) * KEY_TILE)
     for low in range(0, k.shape[0], width):
-        scores[:, low : low + width] = index_score_plain(q, k[low : low + width], w)
+        write_scores(q, k[low : low + width], w, scores[:, low : low + width])
     return scores
 
 

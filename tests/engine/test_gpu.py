@@ -124,17 +124,17 @@ def test_speculation_on_a_gpu_changes_no_token():
 
 
 def test_an_fp8_cache_gives_nearly_the_same_log_probs():
-    narrow, asked = model(torch.bfloat16), prompts(LENGTHS)
-    plain = Engine(narrow, EngineConfig(**BASE)).generate(asked, DRAWN)
-    engine = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8"))
-    moved = []
-    for got, want in zip(engine.generate(asked, DRAWN), plain, strict=True):
-        n = agreeing(got, want)
-        moved.append(np.abs(got.model_logprobs[:n] - want.model_logprobs[:n]))
-    moved = np.concatenate(moved)
-    print(f"log-probs with an FP8 cache: mean {moved.mean():.4f}, most {moved.max():.4f} over {len(moved)} tokens")
-    assert len(moved) > 40 and moved.mean() < 0.1
-    # The same bytes, read in single steps by the ordinary path.
-    single = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8", device_steps=0)).generate(asked[:3], DRAWN)
-    runs = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8")).generate(asked[:3], DRAWN)
-    assert all(agreeing(a, b) >= 8 for a, b in zip(single, runs, strict=True))
+    narrow, asked = model(torch.bfloat16), prompts([100] * 60)
+    params = SamplingParams(max_tokens=2, temperature=0)
+    plain = Engine(narrow, EngineConfig(**BASE)).generate(asked, params)
+    packed = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8")).generate(asked, params)
+    single = Engine(narrow, EngineConfig(**BASE, cache_dtype="fp8", device_steps=0)).generate(asked, params)
+    for name, other, most in (("of the model's dtype", plain, 0.15), ("read in single steps", single, 0.02)):
+        drift = []
+        for a, b in zip(packed, other, strict=True):
+            n = agreeing(a, b)
+            drift.append(np.abs(a.model_logprobs[:n] - b.model_logprobs[:n]))
+        moved = np.concatenate(drift)
+        told = f"mean {moved.mean():.4f}, most {moved.max():.4f} over {len(moved)} tokens"
+        print(f"log-probs with an FP8 cache against one {name}: {told}")
+        assert len(moved) > 25 and moved.mean() < most

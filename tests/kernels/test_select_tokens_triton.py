@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rorqual.kernels.selection import select_tokens_plain
 from tests.kernels.devices import on_each_device
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
@@ -162,6 +163,20 @@ def test_paged_keys_select_as_keys_in_a_row(device):
     cache[table] = k.cpu().view(6, page, 32)
     found = form.select_cached_tokens(q, cache.to(device), table.expand(3, 6).to(device), w, 10, lengths)
     assert torch.equal(found, form.select_tokens(q, k, w, 10, torch.zeros(3, device=device), lengths))
+
+
+@on_each_device
+def test_paged_rows_keep_their_own_tables_when_scores_are_made_in_parts(device, monkeypatch):
+    monkeypatch.setattr(form, "SCORE_BYTES", 1)  # a row at a time
+    g = torch.Generator().manual_seed(3)
+    cache, q, w = torch.randn(9, 8, 16, generator=g), torch.randn(4, 2, 16, generator=g), torch.randn(4, 2, generator=g)
+    table = torch.stack([torch.randperm(9, generator=g)[:5] for _ in range(4)])
+    lengths = torch.tensor([40, 17, 29, 36])
+    found = form.select_cached_tokens(*(x.to(device) for x in (q, cache, table.int(), w)), 7, lengths.to(device))
+    for row in range(4):
+        keys = cache[table[row]].flatten(0, 1)[: lengths[row]]
+        expected = select_tokens_plain(q[row : row + 1], keys, w[row : row + 1], 7)
+        assert torch.equal(found[row : row + 1].cpu(), expected)
 
 
 @pytest.mark.gpu
