@@ -177,12 +177,14 @@ def _attend_portable(
 ) -> None:
     shares, T, H, L = out.shape
     grid = (triton.cdiv(H, heads), T, shares)
-    packed = kv.dtype == torch.uint8  # what is widened in registers cannot be pipelined through shared memory
+    packed = kv.dtype == torch.uint8
     block = 32 if packed else _key_block(q, L, heads)
+    # Widened entries take registers: a second stage helps few heads (85 KB of shared memory) and makes many spill.
+    stages = 2 if not packed or (heads == 16 and _shared_memory(q.device) >= 96 << 10) else 1
     warps = 8 if max(heads, block) == 64 else 4
     attend_kernel[grid](
         q, kv, indices, out, lse, scale * LOG2E, indices.shape[1], per_share * 128,
-        BH=heads, BN=block, PACKED=packed, **_dims(q, L), num_warps=warps, num_stages=1 if packed else 2,
+        BH=heads, BN=block, PACKED=packed, **_dims(q, L), num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
