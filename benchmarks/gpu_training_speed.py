@@ -27,7 +27,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise UserError("this measures a GPU, and torch finds none; python -m benchmarks.prove training_speed measures a CPU")
     told = {"command": "python -m benchmarks.gpu_training_speed", "date": time.strftime("%Y-%m-%d", time.gmtime())}
-    record = {**told, **environment(), "figures": measure(quick=False)}
+    record = {**told, **environment()}  # asked before anything could harm the device
+    record["figures"] = measure(quick=False)
     write_atomically(Path(options.out), json.dumps(record, indent=1) + "\n")
 
 

@@ -50,13 +50,19 @@ def token_logprobs(
     if hidden.dtype != head.dtype or hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return token_logprobs_plain(hidden, head, targets, temperature, kept, bias, return_entropy=return_entropy)
     N, V = len(hidden), len(head)
-    is_positive = bool((temperature > 0).all()) if isinstance(temperature, Tensor) else temperature > 0
-    temperature = torch.as_tensor(temperature, dtype=torch.float32, device=hidden.device).expand(N).contiguous()
+    # Inside a CUDA graph nothing is read back to the host: values are not checked, and padding is computed for nothing.
+    is_captured = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
+    if isinstance(temperature, Tensor):
+        is_positive = is_captured or bool((temperature > 0).all())
+        temperature = temperature.to(hidden.device, torch.float32).expand(N).contiguous()
+    else:
+        is_positive = temperature > 0
+        temperature = torch.full((N,), temperature, dtype=torch.float32, device=hidden.device)
     if not is_positive:
         raise ValueError("temperature: expected above 0 (greedy choice has no log-probability), found 0 or less")
-    if targets.shape != (N,) or not bool((targets < V).all()):
+    if targets.shape != (N,) or not (is_captured or bool((targets < V).all())):
         raise ValueError(f"targets: expected [{N}] ids below {V}, found {list(targets.shape)} up to {int(targets.max())}")
-    rows = (targets >= 0).nonzero()[:, 0]  # padding costs nothing and is never read
+    rows = targets if is_captured else (targets >= 0).nonzero()[:, 0]  # padding costs nothing and is never read
     whole = len(rows) == N
     if not whole:
         hidden, targets, temperature = hidden[rows], targets[rows], temperature[rows]
