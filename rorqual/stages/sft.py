@@ -96,7 +96,7 @@ def main(config: Config, init: Path, data: Path, site: Site) -> Path:
         )  # fmt: skip
         metrics = outcome.metrics
         if at + 1 == per_epoch:
-            loss = held_out_loss(model, found.held_out, config, mode, site.world)
+            loss = held_out_loss(objective, found.held_out, config, site.world)
             metrics = metrics | {"sft/held_out_loss": loss}
             _keep_if_best(model, loss, epoch, init, config, site)
         return metrics
@@ -115,16 +115,20 @@ def _inputs(samples: list[Conversation], rows: list[list[int]], config: Config, 
 
 
 @torch.no_grad()
-def held_out_loss(model: Transformer, samples: list[Conversation], config: Config, mode: AttentionMode, world: World) -> float:
-    """The mean loss over the trained tokens of held-out conversations; NaN where there are none."""
-    objective = Objective(model, ObjectiveConfig(mtp_weight=0.0, balance_weight=0.0, quality_every=0), mode)
-    rows = packed_rows(samples, config.length, "held out")[world.data_rank :: world.data_size]
+def held_out_loss(objective: Objective, samples: list[Conversation], config: Config, world: World) -> float:
+    """The mean loss over the trained tokens of held-out conversations; NaN where there are none.
+
+    All ranks call the objective equally often, as its shards ask: one that has no row left computes along for nothing.
+    """
+    rows = packed_rows(samples, config.length, "held out")
     total, count = torch.zeros((), dtype=torch.float64, device=world.device), torch.zeros((), device=world.device)
-    for row in rows:
-        inputs = Inputs.of(batch_of(samples, [row], config.length).to(world.device))
+    for at in range(0, len(rows), world.data_size):
+        mine = at + world.data_rank
+        inputs = Inputs.of(batch_of(samples, [rows[min(mine, len(rows) - 1)]], config.length).to(world.device)).share(world)
         counts = {name: value.clamp(min=1) for name, value in count_targets([inputs]).items()}
-        total += objective(inputs, counts).sums["loss"].double()
-        count += counts["targets"]
+        loss = objective(inputs, counts).sums["loss"].double()
+        if mine < len(rows):
+            total, count = total + loss, count + counts["targets"]
     total, count = world.sum(total), world.sum(count)
     return float(total / count) if count else math.nan
 

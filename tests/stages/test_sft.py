@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -84,3 +87,25 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(given, tmp_path, monkeyp
 def test_the_indexers_go_on_learning_from_their_own_loss(given, tmp_path):
     tune(replace(CONFIG, epochs=1, length=48), given, tmp_path)
     assert len(read_metrics(tmp_path, "train/index_loss")) > 0
+
+
+@pytest.mark.multi
+def test_two_processes_tune_what_one_does(given, tmp_path):
+    """Held-out losses too, where one of them has no row of its own left."""
+    options = [
+        "--init", str(given / "init"), "--data", str(given / "data.jsonl"), "--device", "cpu", "--quiet", "--epochs=2",
+        "--rows=2", "--length=64", "--held_out_share=0.2", "--compute.save_dtype=float32", "--optimizer.learning_rate=0.004",
+        "--optimizer.schedule=constant", "--optimizer.weight_decay=0", "--optimizer.epsilon=1e-5",
+    ]  # fmt: skip
+    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+                                    "--rdzv-endpoint", "localhost:0"]}  # fmt: skip
+    losses = {}
+    for name, launcher in launchers.items():
+        command = [sys.executable, *launcher, "-m", "rorqual", "sft", *options, "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+        assert result.returncode == 0, result.stderr[-3000:]
+        losses[name] = [loss for _, loss in read_metrics(tmp_path / name, "sft/held_out_loss")]
+    assert len(losses["one"]) == 2 and losses["two"] == pytest.approx(losses["one"], rel=1e-4)
+    ours, theirs = (load_model(tmp_path / name / "model", "float32").state_dict() for name in launchers)
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-4
