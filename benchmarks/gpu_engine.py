@@ -150,8 +150,10 @@ def prefill(model: Transformer, args: argparse.Namespace) -> Figures:
             print("prefill", name, length, f"{rates[-1]:.0f} tokens/s", flush=True)
         figures[name] = [round(rate, 1) or None for rate in rates]
         del engine
-    best = {kind: [max(a, b or 0) for a, b in zip(figures[kind], figures[other], strict=True)] for kind, other in (("sparse", "sparse, masked"),
-                                                                                  ("dense", "dense, expanded"))}  # fmt: skip
+    best = {
+        kind: [max(a, b or 0) for a, b in zip(figures[kind], figures[other], strict=True)]
+        for kind, other in (("sparse", "sparse, masked"), ("dense", "dense, expanded"))
+    }
     figures["crossover"] = crossover(lengths, best["sparse"], best["dense"])
     figures["masked_crossover"] = crossover(lengths, figures["sparse"], [rate or 0 for rate in figures["sparse, masked"]])
     engine = small_engine(model, 1, 32768, AttentionMode())

@@ -286,8 +286,8 @@ class Decoder:
         for row, request in enumerate(requests):
             table[row, : len(request.blocks)] = request.blocks
         noise = np.zeros((steps, bucket.rows))
-        for step in range(steps):
-            noise[step, :count] = uniforms([each.seed for each in requests], [each.num_sampled + step for each in requests])
+        places = [each.num_sampled + step for step in range(steps) for each in requests]
+        noise[:, :count] = uniforms([each.seed for each in requests] * steps, places).reshape(steps, count)
         tokens = [each.tokens[-1] for each in requests] + [0] * idle
         positions = [len(each.tokens) - 1 for each in requests] + [0] * idle
         for target, values in (
