@@ -97,15 +97,22 @@ def used() -> dict[str, float]:
 
 
 def figures_of(name: str) -> dict[str, Any]:
-    """What stands in a store, sealed or not."""
-    store, selection, seconds = Store(HERE / name), Selection(PAPER[STORES[name]]), used().get(name, 0.0)
-    ordered = sorted((r for r in store.records() if r.kind in ("world", "task", "rejected")), key=lambda r: (r.order, r.kind))
-    rows = [record.value for record in selection.run(ordered) if record.kind == "task"]
+    """What stands in a store. Sealed, its own figures are taken; else they are counted now."""
+    store, seconds = Store(HERE / name), used().get(name, 0.0)
+    records = sorted((r for r in store.records() if r.kind in ("world", "task", "rejected")), key=lambda r: (r.order, r.kind))
+    if store.is_sealed:
+        figures = {part: value for part, value in store.manifest.items() if part not in ("settings", "counts")}
+    else:
+        selection = Selection(PAPER[STORES[name]])
+        records = list(selection.run(records))
+        figures = selection.figures()
+    rows = [record.value for record in records if record.kind == "task"]
+    assert len(rows) == figures["tasks"], f"{len(rows)} rows, {figures['tasks']} tasks"
     assert all(gate["passed"] for row in rows for gate in row["gates"]), "a stored task failed a gate"
-    tasks = [row["task"] for row in rows]
-    names = {digest([task["world"], task["messages"], task["payload"].get("changes")]) for task in tasks}
+    names = {digest([row["task"]["world"], row["task"]["messages"], row["task"]["payload"].get("changes")]) for row in rows}
     assert len(names) == len(rows), "two tasks are the same"
-    found = {"seconds": round(seconds), **{k: v for k, v in selection.figures().items() if k not in ("digest", "skeletons")}}
+    found = {"seconds": round(seconds), "is_full": store.is_sealed, **figures}
+    found = {part: value for part, value in found.items() if part not in ("digest", "skeletons")}
     found["tasks_per_second"] = round(len(rows) / seconds, 2) if seconds else None
     agree = [row["measures"]["warm_agrees"] for row in rows if "warm_agrees" in row["measures"]]
     if agree:
