@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -165,3 +166,25 @@ def test_a_killed_runner_is_started_again_and_ends_with_the_same_bits(given, in_
 
 def test_a_specialist_s_name_is_its_domain_and_mode():
     assert Specialist("search", "thinking", Path("x")).name == "search-thinking"
+
+
+def test_ranks_of_one_run_do_not_wait_for_each_others_lock(tmp_path, monkeypatch):
+    """Rank 0 holds the run's lock for all; rank 1 trains beside it. (It waited for ever, and rank 0 for it at a barrier.)"""
+    trained = []
+    monkeypatch.setattr(specialists.grpo, "main", lambda config, init, pool, place: trained.append(place.world.rank))
+    tasks = open_tasks(make_store(tmp_path / "tasks"), "inline", "all")
+    planned = [Specialist("maths", "direct", tmp_path / "run" / "maths-direct" / "model")]
+
+    def rank(number: int) -> threading.Thread:
+        place = Site.open(tmp_path / "run", World(number, 2, torch.device("cpu")), quiet=True)
+        return threading.Thread(target=specialists._in_turn, args=(CONFIG, tmp_path, tasks, place, planned), daemon=True)
+
+    with specialists._alone(planned[0].model.parent):
+        first, second = rank(0), rank(1)
+        second.start()
+        second.join(20)
+        first.start()
+        time.sleep(0.3)
+        assert trained == [1], "rank 1 needs no lock, rank 0 waits for that of another run"
+    first.join(20)
+    assert trained == [1, 0]
