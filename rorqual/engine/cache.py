@@ -309,6 +309,10 @@ class PagedKeys:
         layout = self._layout
         return [Segment(layout.rows(i), reach, layout.gather(self._kv, i), None) for i, reach in enumerate(layout.reaches)]
 
+    @property
+    def reaches(self) -> list[Reach]:
+        return self._layout.reaches
+
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
         layout, store = self._layout, self._index_keys
         if layout.max_len <= topk or store is None:

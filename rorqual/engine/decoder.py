@@ -30,7 +30,7 @@ from rorqual.kernels import sparse_attention
 from rorqual.kernels.own_keys import select_own_tokens
 from rorqual.model.cache import Fresh
 from rorqual.model.call import AttentionMode
-from rorqual.model.keys import Keys, Segment
+from rorqual.model.keys import Keys, Reach, Segment
 from rorqual.model.rows import Rows
 from rorqual.model.transformer import Transformer
 from rorqual.policy import SamplingParams
@@ -78,7 +78,11 @@ class DecodeKeys:
 
     @property
     def segments(self) -> list[Segment]:
-        raise UserError("a decode step attends in the absorbed form (its keys lie in pages); form = 'expanded' is for prefill")
+        raise AssertionError("a decode step attends in the absorbed form: its keys lie in pages")
+
+    @property
+    def reaches(self) -> list[Reach]:
+        return []
 
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
         step, store = self.decode, self.index_keys

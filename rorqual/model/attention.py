@@ -121,7 +121,7 @@ class Attention(nn.Module):
     def _is_expanded(self, keys: Keys, selected: Tensor | None, mode: AttentionMode) -> bool:
         if mode.form != "auto":
             return mode.form == "expanded"
-        reaches = [segment.reach for segment in keys.segments]
+        reaches = keys.reaches
         # A mask costs what the rows see on average: half the length of a whole prompt, more in its later chunks.
         twice_the_mean = max((reach.min_len - 1 + reach.max_len for reach in reaches), default=0)
         is_short = selected is None or twice_the_mean <= mode.masked_factor * self.config.index_topk

@@ -52,6 +52,11 @@ class Keys(Protocol):
         """The keys as contiguous pieces, for the expanded form; an engine that never asks for it may raise."""
         ...
 
+    @property
+    def reaches(self) -> list[Reach]:
+        """Which keys the rows of each segment see; asked for without the keys themselves, to choose the form."""
+        ...
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -160,6 +165,10 @@ class Segments:
 
     def __init__(self, segments: list[Segment]):
         self.segments = segments
+
+    @property
+    def reaches(self) -> list[Reach]:
+        return [piece.reach for piece in self.segments]
 
     def select(self, query: Tensor, weight: Tensor, topk: int) -> Tensor | None:
         parts = [piece.select(query[piece.rows], weight[piece.rows], topk) for piece in self.segments]
