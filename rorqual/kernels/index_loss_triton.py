@@ -23,7 +23,7 @@ from rorqual.kernels.dense_attention_triton import dense_attention
 from rorqual.kernels.index_loss import SelectionQuality, index_loss_plain, selection_quality_plain
 from rorqual.kernels.select_tokens_triton import Keys, write_scores
 from rorqual.kernels.selection import row_ranges
-from rorqual.kernels.sparse_attention_triton import LOG2E, add_by_key, attend
+from rorqual.kernels.sparse_attention_triton import LOG2E, _shared_memory, add_by_key, attend
 
 LOSS_BYTES = 256 << 20
 """Each of the two buffers of one chunk of queries."""
@@ -306,22 +306,28 @@ def through_scores(
     query: Tensor, key: Tensor, weight: Tensor, grad: Tensor, starts: Tensor, ends: Tensor, rows: slice,
     grad_query: Tensor, grad_key: Tensor, grad_weight: Tensor,
 ) -> None:  # fmt: skip
-    """The gradients of index queries, keys and weights from that of the scores, grad [t, >= S]; those of the keys are added."""
+    """The gradients of index queries, keys and weights from that of the scores, grad [t, >= S]; those of the keys are added.
+
+    Both kernels keep the first product's result in the registers of the second's left operand, as attention does.
+    """
     _, I, C = query.shape
     t, S = rows.stop - rows.start, len(key)
-    heads = triton.next_power_of_2(I)
-    queries = max(1, min(128 // heads, triton.next_power_of_2(t)))
+    narrow = query.dtype == torch.float32
     sizes: dict[str, Any] = {
-        "I": I, "C": C, "IP": max(heads, 16 // queries), "CP": max(16, triton.next_power_of_2(C)), "BQ": queries, "BS": 64,
-        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32", "num_warps": 8, "num_stages": 2,
+        "I": I, "C": C, "IP": max(16, triton.next_power_of_2(I)), "CP": max(16, triton.next_power_of_2(C)),
+        "PRECISION": "ieee" if narrow else "tf32",
     }  # fmt: skip
-    query_kernel[(triton.cdiv(t, queries),)](
-        query[rows], key, weight[rows], grad, starts[rows], ends[rows], grad_query[rows], grad_weight[rows], t, S, grad.stride(0),
-        **sizes,
+    query_block = 32 if narrow else 128 if _shared_memory(query.device) >= 160 << 10 else 64
+    key_block = 32 if narrow else 64
+    tuning = {"num_warps": 4, "num_stages": 2 if narrow else 3}
+    query_kernel[(t,)](
+        query[rows], key, weight[rows], grad, starts[rows], ends[rows], grad_query[rows], grad_weight[rows], grad.stride(0),
+        **sizes, BS=query_block, **tuning,
     )  # fmt: skip
-    key_kernel[(triton.cdiv(S, 64),)](
-        query[rows], key, weight[rows], grad, starts[rows], ends[rows], grad_key, t, S, grad.stride(0), **sizes
-    )
+    key_kernel[(triton.cdiv(S, key_block),)](
+        query[rows], key, weight[rows], grad, starts[rows], ends[rows], grad_key, t, S, grad.stride(0),
+        **sizes, BS=key_block, **tuning,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -336,61 +342,64 @@ def _pairs(Q, W, first, T, I: tl.constexpr, C: tl.constexpr, IP: tl.constexpr, C
 
 
 @triton.jit
-def _pair_gradients(GRAD, first, s, T, S, stride, BS: tl.constexpr, BQ: tl.constexpr, IP: tl.constexpr):
-    """The scores' gradients [BS, BQ] of BQ queries, repeated for each head: [BS, BQ IP]."""
-    row = first + tl.arange(0, BQ)
-    g = tl.load(GRAD + row.to(tl.int64)[None, :] * stride + s[:, None], mask=(row < T)[None, :] & (s < S)[:, None], other=0.0)
-    return tl.reshape(tl.broadcast_to(g[:, :, None], [BS, BQ, IP]), [BS, BQ * IP])
-
-
-@triton.jit
 def query_kernel(
-    Q, K, W, GRAD, STARTS, ENDS, DQ, DW, T, S, stride,
-    I: tl.constexpr, C: tl.constexpr, IP: tl.constexpr, CP: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    Q, K, W, GRAD, STARTS, ENDS, DQ, DW, stride,
+    I: tl.constexpr, C: tl.constexpr, IP: tl.constexpr, CP: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of BQ queries): gradients of their index queries and weights, over their keys in order."""
-    first = tl.program_id(0) * BQ
-    t, c = first + tl.arange(0, BQ), tl.arange(0, CP)
-    low = tl.min(tl.load(STARTS + t, mask=t < T, other=2147483647), 0) // BS * BS
-    high = tl.max(tl.load(ENDS + t, mask=t < T, other=0), 0)
-    q, w, at, real = _pairs(Q, W, first, T, I, C, IP, CP, BQ)
-    dq = tl.zeros([BQ * IP, CP], tl.float32)
-    dw = tl.zeros([BQ * IP], tl.float32)
-    for start in range(low, high, BS):
-        s = start + tl.arange(0, BS)
-        k = tl.load(K + s[:, None] * C + c[None, :], mask=(s < high)[:, None] & (c < C)[None, :], other=0.0)
-        x = tl.dot(k, q.T, input_precision=PRECISION)  # [BS, pairs]
-        g = _pair_gradients(GRAD, first, s, T, high, stride, BS, BQ, IP)
-        dw += tl.sum(tl.maximum(x, 0.0) * g, 0)
-        dx = tl.where(x > 0, g * w[None, :], 0.0).to(k.dtype)
-        dq = tl.dot(dx.T, k, dq, input_precision=PRECISION)
-    tl.store(DQ + at[:, None] * C + c[None, :], dq.to(DQ.dtype.element_ty), mask=real[:, None] & (c < C)[None, :])
-    tl.store(DW + at, dw, mask=real)
+    """Grid (queries): gradients of a query's heads and weights, over its keys in order; heads are the rows of both products."""
+    t = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(STARTS + t), tl.load(ENDS + t)
+    head, c, lane = tl.arange(0, IP), tl.arange(0, CP), tl.arange(0, BS)
+    real = (head < I)[:, None] & (c < C)[None, :]
+    at = (t * I + head)[:, None] * C + c[None, :]
+    q = tl.load(Q + at, mask=real, other=0.0)
+    w = tl.load(W + t * I + head, mask=head < I, other=0.0)
+    dq = tl.zeros([IP, CP], tl.float32)
+    dw = tl.zeros([IP], tl.float32)
+    GRAD += t * stride
+    low = start // BS * BS
+    for first in range(low, end, BS):
+        s = first + lane
+        g = tl.load(GRAD + s, mask=s < end, other=0.0)
+        k = tl.load(K + s[:, None] * C + c[None, :], mask=((s >= start) & (s < end))[:, None] & (c < C)[None, :], other=0.0)
+        x = tl.dot(q, k.T, input_precision=PRECISION)  # [IP, BS]
+        dw += tl.sum(tl.maximum(x, 0.0) * g[None, :], 1)
+        dx = tl.where(x > 0, w[:, None] * g[None, :], 0.0).to(k.dtype)
+        dq = tl.dot(dx, k, dq, input_precision=PRECISION)
+    tl.store(DQ + at, dq.to(DQ.dtype.element_ty), mask=real)
+    tl.store(DW + t * I + head, dw, mask=head < I)
 
 
 @triton.jit
 def key_kernel(
     Q, K, W, GRAD, STARTS, ENDS, DK, T, S, stride,
-    I: tl.constexpr, C: tl.constexpr, IP: tl.constexpr, CP: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    I: tl.constexpr, C: tl.constexpr, IP: tl.constexpr, CP: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of BS keys): adds the gradient of their index keys over the chunk's queries, in order."""
-    s, c = tl.program_id(0) * BS + tl.arange(0, BS), tl.arange(0, CP)
+    s, c, head = tl.program_id(0) * BS + tl.arange(0, BS), tl.arange(0, CP), tl.arange(0, IP)
     inside = (s < S)[:, None] & (c < C)[None, :]
     at = s[:, None] * C + c[None, :]
     k = tl.load(K + at, mask=inside, other=0.0)
     dk = tl.load(DK + at, mask=inside, other=0.0)
-    for first in range(0, T, BQ):
-        t = first + tl.arange(0, BQ)
-        low = tl.min(tl.load(STARTS + t, mask=t < T, other=2147483647), 0)
-        high = tl.max(tl.load(ENDS + t, mask=t < T, other=0), 0)
-        if (tl.program_id(0) * BS < high) & (tl.program_id(0) * BS + BS > low):
-            q, w, _, _ = _pairs(Q, W, first, T, I, C, IP, CP, BQ)
-            x = tl.dot(k, q.T, input_precision=PRECISION)
-            g = _pair_gradients(GRAD, first, s, T, S, stride, BS, BQ, IP)
-            dx = tl.where(x > 0, g * w[None, :], 0.0).to(k.dtype)
-            dk = tl.dot(dx, q, dk, input_precision=PRECISION)
+    real = (head < I)[:, None] & (c < C)[None, :]
+    first, last = T, T * 0
+    for block in range(0, T, 256):  # the queries that see any of these keys
+        t = block + tl.arange(0, 256)
+        starts = tl.load(STARTS + t, mask=t < T, other=2147483647)
+        ends = tl.load(ENDS + t, mask=t < T, other=0)
+        sees = (starts < tl.program_id(0) * BS + BS) & (ends > tl.program_id(0) * BS)
+        first = tl.minimum(first, tl.min(tl.where(sees, t, T), 0))
+        last = tl.maximum(last, tl.max(tl.where(sees, t + 1, 0), 0))
+    GRAD += s
+    g = tl.load(GRAD + tl.minimum(first, T - 1).to(tl.int64) * stride, mask=s < S, other=0.0)
+    for t in range(first, last):
+        coming = tl.load(GRAD + tl.minimum(t + 1, T - 1).to(tl.int64) * stride, mask=s < S, other=0.0)
+        q = tl.load(Q + (t * I + head)[:, None] * C + c[None, :], mask=real, other=0.0)
+        w = tl.load(W + t * I + head, mask=head < I, other=0.0)
+        x = tl.dot(k, q.T, input_precision=PRECISION)  # [BS, IP]
+        dx = tl.where(x > 0, g[:, None] * w[None, :], 0.0).to(k.dtype)
+        dk = tl.dot(dx, q, dk, input_precision=PRECISION)
+        g = coming
     tl.store(DK + at, dk, mask=inside)
 
 

@@ -1,12 +1,15 @@
-"""Token log-probabilities on a GPU, tile by tile over the vocabulary, with sums and gradients in Triton.
+"""Token log-probabilities on a GPU: the head's logits exist only within a program of the matrix product, never in memory.
 
-Tiles run over the vocabulary, not over the tokens: the gradient of a tile of the head is then complete when the tile is done, and
-only the small gradient of the hidden states is added up. The products are the library's, bfloat16 in and float32 out. The
-backward computes the logits again; LOGIT_BYTES bounds what is held at once, forward and backward.
+The forward multiplies tiles of hidden states and head in Triton and keeps running sums over a strip of the vocabulary; the strips
+of a row are then added. The backward computes the logits again and turns each tile into its gradient where it stands, in the
+inputs' dtype; two library products give the gradients of hidden states and head. Its tiles run over the vocabulary, not over
+the tokens: the gradient of a slice of the head is then complete when the slice is done, and only the small gradient of the
+hidden states is added up. TILE_BYTES bounds what is held at once.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,22 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.logprobs import kept_rows, token_logprobs_plain
 
-LOGIT_BYTES = 128 << 20
-"""Float32 logits held at once."""
+TILE_BYTES = 144 << 20
+"""The gradient of a tile of logits, and a tile's mask where tokens are kept."""
 ROWS = 1 << 15
-"""Tokens of one tile at most."""
-
-
-class Sums(NamedTuple):
-    """Running sums of each row over the tiles seen, float32 [N] each."""
-
-    top: Tensor
-    total: Tensor
-    """sum exp(z - top)."""
-    mean: Tensor
-    """sum z exp(z - top): the entropy is log-sum-exp less its share of total."""
-    taken: Tensor
-    """The target's z."""
+"""Tokens of one tile of the backward at most."""
+STRIP = 4096
+"""Tokens of the vocabulary whose sums one program runs over."""
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def token_logprobs(
@@ -101,19 +95,25 @@ class Kept(NamedTuple):
         return tile
 
 
+@functools.cache
+def tiling(dtype: torch.dtype, device: torch.device) -> dict[str, int]:
+    """Rows, columns and depth of one program's product, its warps and stages; float32 is multiplied without tensor cores."""
+    if dtype == torch.float32 or device.type == "cpu":
+        return {"BM": 32, "BN": 32, "BD": 32, "num_warps": 4, "num_stages": 2}
+    if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 160 << 10:
+        return {"BM": 128, "BN": 128, "BD": 32, "num_warps": 8, "num_stages": 3}
+    return {"BM": 128, "BN": 256, "BD": 64, "num_warps": 8, "num_stages": 3}
+
+
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: Tensor, kept: Kept | None, bias: Tensor | None,
         return_entropy: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        sums = Sums(*(torch.full_like(temperature, value) for value in (-torch.inf, 0, 0, -torch.inf)))
-        for rows, columns in tiles(len(hidden), len(head)):
-            logits = tile_logits(hidden, head, kept, bias, rows, columns)
-            add_tile(logits, targets[rows], temperature[rows], columns.start, Sums(*(part[rows] for part in sums)))
-        lse = sums.top + sums.total.log()
-        logprobs = torch.where(targets < 0, 0.0, sums.taken - lse)
-        entropy = lse - sums.mean / sums.total
+        lse, taken, mean = row_sums(hidden, head, targets, temperature, kept, bias, return_entropy)
+        logprobs = torch.where(targets < 0, 0.0, taken - lse)
+        entropy = lse - mean
         ctx.save_for_backward(hidden, head, targets, temperature, bias, lse, entropy, logprobs)
         ctx.kept, ctx.return_entropy = kept, return_entropy
         return logprobs, entropy
@@ -123,31 +123,34 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets, temperature, bias, lse, entropy, logprobs = ctx.saved_tensors
         grad = torch.where((targets < 0) | (logprobs == -torch.inf), 0.0, grad.float())
-        grad_entropy = grad_entropy.float().contiguous() if ctx.return_entropy else torch.zeros_like(grad)
+        grad_entropy = grad_entropy.float().contiguous() if ctx.return_entropy else None
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         grad_head = torch.empty_like(head)
         several = len(hidden) > ROWS
         total = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if several else None
-        for rows, columns in tiles(len(hidden), len(head)):
-            logits = tile_logits(hidden, head, ctx.kept, bias, rows, columns)
-            tile = tile_gradient(
-                logits, targets[rows], temperature[rows], columns.start, lse[rows], entropy[rows], grad[rows], grad_entropy[rows],
-                hidden.dtype,
-            )  # fmt: skip
-            del logits
+        buffer = None
+        for rows, columns in tiles(hidden, len(head)):
+            n, v = rows.stop - rows.start, columns.stop - columns.start
+            if buffer is None:  # the first tile is the largest
+                buffer = torch.empty(n * triton.cdiv(v, 8) * 8, dtype=hidden.dtype, device=hidden.device)
+            tile = buffer[: n * triton.cdiv(v, 8) * 8].view(n, -1)[:, :v]
+            write_tile_gradient(
+                hidden, head, targets, temperature, ctx.kept, bias, lse, entropy, grad, grad_entropy, rows, columns, tile
+            )
             add_product(grad_hidden[rows], tile, head[columns])
             if total is None:
-                grad_head[columns] = product(tile.t(), hidden[rows]).to(head.dtype)
+                grad_head[columns].copy_(product(tile.t(), hidden[rows]))
             else:
                 add_product(total[columns], tile.t(), hidden[rows])
         grad_head = grad_head if total is None else total.to(head.dtype)
         return grad_hidden.to(hidden.dtype), grad_head, None, None, None, None, None
 
 
-def tiles(N: int, V: int) -> Iterator[tuple[slice, slice]]:
-    """(rows, columns) of tiles within LOGIT_BYTES; all columns of one slice of rows before the next."""
+def tiles(hidden: Tensor, V: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of tiles within TILE_BYTES; all columns of one slice of rows before the next."""
+    N = len(hidden)
     height = min(N, ROWS)
-    width = max(128, LOGIT_BYTES // (4 * max(height, 1)) // 128 * 128)
+    width = max(128, TILE_BYTES // (hidden.element_size() * max(height, 1)) // 256 * 256)
     for top in range(0, N, max(height, 1)):
         for left in range(0, V, width):
             yield slice(top, min(top + height, N)), slice(left, min(left + width, V))
@@ -168,67 +171,158 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a.float(), b.float())
 
 
-def tile_logits(hidden: Tensor, head: Tensor, kept: Kept | None, bias: Tensor | None, rows: slice, columns: slice) -> Tensor:
-    """Logits of a tile before temperature, float32 [n, v], -inf where not kept."""
-    logits = product(hidden[rows], head[columns].t())
-    if bias is not None:
-        logits += bias[columns].float()
-    return logits if kept is None else logits.masked_fill_(kept.dropped(rows, columns), -torch.inf)
+def row_sums(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: Tensor, kept: Kept | None, bias: Tensor | None, entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row, float32 [N]: the log-sum-exp, the target's logit after temperature, the mean logit under the distribution."""
+    N, V = len(hidden), len(head)
+    strips = triton.cdiv(V, STRIP)
+    sums = torch.empty(3 if entropy else 2, strips, N, dtype=torch.float32, device=hidden.device)
+    taken = torch.full((N,), -torch.inf, dtype=torch.float32, device=hidden.device)
+    sizes = tiling(hidden.dtype, hidden.device)
+    for rows, columns in strip_tiles(N, V) if kept else [(slice(0, N), slice(0, V))] * min(N, 1):
+        dropped = None if kept is None else kept.dropped(rows, columns)
+        n, first = rows.stop - rows.start, columns.start
+        sum_kernel[(triton.cdiv(n, sizes["BM"]), triton.cdiv(columns.stop - first, STRIP))](
+            hidden[rows], head, targets[rows], temperature[rows], hidden if bias is None else bias,
+            hidden if dropped is None else dropped, sums[0, first // STRIP, rows.start :], taken[rows], n, V, first,
+            columns.stop - first, N, N * strips, **_flags(hidden, bias, dropped, entropy), STRIP=STRIP, **sizes,
+        )  # fmt: skip
+    top = sums[0].amax(0)
+    weight = torch.exp2(sums[0] - top)
+    total = (sums[1] * weight).sum(0)
+    lse = (top + total.log2()) / LOG2E.value
+    mean = (sums[2] * weight).sum(0) / total / LOG2E.value if entropy else lse
+    return lse, taken / LOG2E.value, mean
 
 
-def add_tile(logits: Tensor, targets: Tensor, temperature: Tensor, first: int, sums: Sums) -> None:
-    """One more tile of logits, columns from `first` on, into the running sums."""
-    n, v = logits.shape
-    add_kernel[(n,)](logits, targets, temperature, *sums, v, first, B=min(4096, triton.next_power_of_2(v)), num_warps=8)
+def strip_tiles(N: int, V: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, columns) of tiles one strip wide whose masks keep within TILE_BYTES."""
+    height = max(1, TILE_BYTES // STRIP)
+    for top in range(0, N, height):
+        for left in range(0, V, STRIP):
+            yield slice(top, min(top + height, N)), slice(left, min(left + STRIP, V))
+
+
+def _flags(hidden: Tensor, bias: Tensor | None, dropped: Tensor | None, entropy: bool) -> dict[str, Any]:
+    return {
+        "D": hidden.shape[1], "ENTROPY": entropy, "BIASED": bias is not None, "MASKED": dropped is not None,
+        "PRECISION": "ieee" if hidden.dtype == torch.float32 else "tf32",
+    }  # fmt: skip
+
+
+def write_tile_gradient(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: Tensor, kept: Kept | None, bias: Tensor | None, lse: Tensor,
+    entropy: Tensor, grad: Tensor, grad_entropy: Tensor | None, rows: slice, columns: slice, out: Tensor,
+) -> None:  # fmt: skip
+    """The gradient of a tile's logits into out [n, v]: (grad (1[target] - p) - grad_entropy p (log p + H)) / temperature."""
+    n, v = rows.stop - rows.start, columns.stop - columns.start
+    dropped = None if kept is None else kept.dropped(rows, columns)
+    sizes = tiling(hidden.dtype, hidden.device)
+    by_entropy = grad if grad_entropy is None else grad_entropy
+    gradient_kernel[(triton.cdiv(n, sizes["BM"]), triton.cdiv(v, sizes["BN"]))](
+        hidden[rows], head, targets[rows], temperature[rows], hidden if bias is None else bias,
+        hidden if dropped is None else dropped, lse[rows], entropy[rows], grad[rows], by_entropy[rows], out, n, columns.stop,
+        columns.start, v, out.stride(0), **_flags(hidden, bias, dropped, grad_entropy is not None), **sizes,
+    )  # fmt: skip
 
 
 @triton.jit
-def add_kernel(LOGITS, TARGETS, TEMPERATURE, TOP, TOTAL, MEAN, TAKEN, V, first, B: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    inverse = 1.0 / tl.load(TEMPERATURE + row)
-    top, total, mean = tl.load(TOP + row), tl.load(TOTAL + row), tl.load(MEAN + row)
-    lane = tl.arange(0, B)
-    for start in range(0, V, B):
-        z = tl.load(LOGITS + row * V + start + lane, mask=start + lane < V, other=float("-inf")) * inverse
-        larger = tl.maximum(top, tl.max(z, 0))
+def _logits(
+    HIDDEN, HEAD, BIAS, DROPPED, row, column, n, V, first, mask_stride,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits [BM, BN] before temperature, -inf where dropped. What lies beyond n or V repeats the last row or column."""
+    d = tl.arange(0, BD)
+    a = HIDDEN + tl.minimum(row, n - 1).to(tl.int64)[:, None] * D + d[None, :]
+    b = HEAD + tl.minimum(column, V - 1).to(tl.int64)[None, :] * D + d[:, None]
+    x = tl.zeros([BM, BN], tl.float32)
+    for low in range(0, D, BD):
+        if D % BD == 0:
+            x = tl.dot(tl.load(a), tl.load(b), x, input_precision=PRECISION)
+        else:
+            inside = d < D - low
+            rows, columns = tl.load(a, mask=inside[None, :], other=0.0), tl.load(b, mask=inside[:, None], other=0.0)
+            x = tl.dot(rows, columns, x, input_precision=PRECISION)
+        a += BD
+        b += BD
+    if BIASED:
+        x += tl.load(BIAS + column, mask=column < V, other=0.0).to(tl.float32)[None, :]
+    if MASKED:
+        at = row.to(tl.int64)[:, None] * mask_stride + (column - first)[None, :]
+        dropped = tl.load(DROPPED + at, mask=(row < n)[:, None] & (column < V)[None, :], other=0)
+        x = tl.where(dropped != 0, float("-inf"), x)
+    return x
+
+
+@triton.jit
+def sum_kernel(
+    HIDDEN, HEAD, TARGETS, TEMPERATURE, BIAS, DROPPED, SUMS, TAKEN, n, V, first, mask_stride, sums_stride, part_stride,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, STRIP: tl.constexpr, ENTROPY: tl.constexpr,
+    BIASED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (row blocks, strips): of z = logits / temperature in units of ln 2, the maximum over a strip and sum 2^(z - maximum).
+
+    For the entropy also sum z 2^(z - maximum); and the target's z, from the strip that holds it.
+    """
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    there = row < n
+    scale = LOG2E / tl.load(TEMPERATURE + row, mask=there, other=1.0)
+    target = tl.load(TARGETS + row, mask=there, other=-1)
+    top = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    mean = tl.zeros([BM], tl.float32)
+    low = first + tl.program_id(1) * STRIP
+    for start in range(low, tl.minimum(low + STRIP, V), BN):
+        column = start + tl.arange(0, BN)
+        x = _logits(HIDDEN, HEAD, BIAS, DROPPED, row, column, n, V, first, mask_stride, D, BM, BN, BD, BIASED, MASKED, PRECISION)
+        z = x * scale[:, None]
+        if start + BN > V:
+            z = tl.where((column < V)[None, :], z, float("-inf"))
+        own = (target >= start) & (target < start + BN)
+        if tl.max(own.to(tl.int32), 0) > 0:
+            tl.store(TAKEN + row, tl.max(tl.where(column[None, :] == target[:, None], z, float("-inf")), 1), mask=there & own)
+        larger = tl.maximum(top, tl.max(z, 1))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
-        shrink = tl.exp(top - shift)
-        weight = tl.exp(z - shift)
-        total = total * shrink + tl.sum(weight, 0)
-        mean = mean * shrink + tl.sum(tl.where(weight > 0, weight * tl.where(weight > 0, z, 0.0), 0.0), 0)
+        shrink = tl.exp2(top - shift)
+        weight = tl.exp2(z - shift[:, None])
+        total = total * shrink + tl.sum(weight, 1)
+        if ENTROPY:
+            mean = mean * shrink + tl.sum(weight * tl.where(weight > 0, z, 0.0), 1)
         top = larger
-    tl.store(TOP + row, top)
-    tl.store(TOTAL + row, total)
-    tl.store(MEAN + row, mean)
-    at = tl.load(TARGETS + row) - first
-    if (at >= 0) & (at < V):
-        tl.store(TAKEN + row, tl.load(LOGITS + row * V + at) * inverse)
-
-
-def tile_gradient(
-    logits: Tensor, targets: Tensor, temperature: Tensor, first: int, lse: Tensor, entropy: Tensor, grad: Tensor,
-    grad_entropy: Tensor, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """The gradient of a tile's logits [n, v] in `dtype`: (grad (1[target] - p) - grad_entropy p (log p + H)) / temperature."""
-    n, v = logits.shape
-    out = torch.empty(n, v, dtype=dtype, device=logits.device)
-    block = min(4096, triton.next_power_of_2(v))
-    gradient_kernel[(triton.cdiv(v, block), n)](
-        logits, out, targets, temperature, lse, entropy, grad, grad_entropy, v, first, B=block, num_warps=8
-    )
-    return out
+    at = SUMS + tl.program_id(1).to(tl.int64) * sums_stride + row
+    tl.store(at, top, mask=there)
+    tl.store(at + part_stride, total, mask=there)
+    if ENTROPY:
+        tl.store(at + 2 * part_stride, mean, mask=there)
 
 
 @triton.jit
-def gradient_kernel(LOGITS, OUT, TARGETS, TEMPERATURE, LSE, ENTROPY, GRAD, GRAD_ENTROPY, V, first, B: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64)
-    inverse = 1.0 / tl.load(TEMPERATURE + row)
-    column = tl.program_id(0) * B + tl.arange(0, B)
-    z = tl.load(LOGITS + row * V + column, mask=column < V, other=float("-inf")) * inverse
-    log_p = z - tl.load(LSE + row)
-    p = tl.exp(log_p)
-    p = tl.where(p > 0, p, 0.0)
-    hit = tl.where(column + first == tl.load(TARGETS + row), 1.0, 0.0)
-    surprise = tl.where(p > 0, log_p, 0.0) + tl.load(ENTROPY + row)
-    g = tl.load(GRAD + row) * (hit - p) - tl.load(GRAD_ENTROPY + row) * p * surprise
-    tl.store(OUT + row * V + column, (g * inverse).to(OUT.dtype.element_ty), mask=column < V)
+def gradient_kernel(
+    HIDDEN, HEAD, TARGETS, TEMPERATURE, BIAS, DROPPED, LSE, ENTROPIES, GRAD, GRAD_ENTROPY, OUT, n, V, first, mask_stride, stride,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, ENTROPY: tl.constexpr, BIASED: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (row blocks, column blocks): the gradient of the logits of columns [first, V); see write_tile_gradient."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    start = first + tl.program_id(1) * BN
+    column = start + tl.arange(0, BN)
+    there = row < n
+    x = _logits(HIDDEN, HEAD, BIAS, DROPPED, row, column, n, V, first, mask_stride, D, BM, BN, BD, BIASED, MASKED, PRECISION)
+    inverse = 1.0 / tl.load(TEMPERATURE + row, mask=there, other=1.0)
+    lse = tl.load(LSE + row, mask=there, other=0.0)
+    grad = tl.load(GRAD + row, mask=there, other=0.0) * inverse
+    target = tl.load(TARGETS + row, mask=there, other=-1)
+    log2_p = x * (inverse * LOG2E)[:, None] - (lse * LOG2E)[:, None]
+    p = tl.exp2(log2_p)
+    if ENTROPY:
+        grad_entropy = tl.load(GRAD_ENTROPY + row, mask=there, other=0.0) * inverse
+        surprise = tl.where(p > 0, log2_p / LOG2E, 0.0) + tl.load(ENTROPIES + row, mask=there, other=0.0)[:, None]
+        g = -p * (grad[:, None] + grad_entropy[:, None] * surprise)
+    else:
+        g = -p * grad[:, None]
+    if tl.max(((target >= start) & (target < start + BN)).to(tl.int32), 0) > 0:
+        g += tl.where(column[None, :] == target[:, None], grad[:, None], 0.0)
+    at = OUT + row.to(tl.int64)[:, None] * stride + (column - first)[None, :]
+    tl.store(at, g.to(OUT.dtype.element_ty), mask=there[:, None] & (column < V)[None, :])

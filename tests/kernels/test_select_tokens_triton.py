@@ -52,12 +52,13 @@ def check_rows(device, kind, T, S, topk):
     starts = torch.randint(0, S // 2, (T,), generator=generator).int()
     ends = (starts + torch.randint(0, S, (T,), generator=generator)).clamp(max=S).int()
     starts[0], ends[0] = 0, S
-    indices = torch.full((T, topk), -1, dtype=torch.int32, device=device)
-    chosen = torch.full((T, topk), -torch.inf, device=device)
     padded = torch.nn.functional.pad(scores, (0, -S % 16 + 16), value=torch.nan).to(device)
-    form.select_rows(padded[:, :S], topk, starts.to(device), ends.to(device), indices, chosen)
     expected = torch.stack([best(scores[t], topk, starts[t], ends[t]) for t in range(T)])
-    assert torch.equal(indices.cpu(), expected)
+    for portable in (False, True):
+        indices = torch.full((T, topk), -1, dtype=torch.int32, device=device)
+        chosen = torch.full((T, topk), -torch.inf, device=device)
+        form.select_rows(padded[:, :S], topk, starts.to(device), ends.to(device), indices, chosen, portable)
+        assert torch.equal(indices.cpu(), expected), portable
     values = torch.nan_to_num(scores, nan=-3.4028234663852886e38, neginf=-3.4028234663852886e38, posinf=torch.inf)
     picked = values.gather(1, expected.long().clamp_min(0)).masked_fill(expected < 0, -torch.inf)
     assert torch.equal(chosen.cpu(), picked)
@@ -82,19 +83,20 @@ def test_listed_rows_hold_the_same_set_as_rows_held_whole(device, kind, monkeypa
     padded = torch.nn.functional.pad(scores, (0, 16)).to(device)[:, :4096]
     starts, ends = torch.tensor([0, 7, 100], device=device).int(), torch.tensor([4096, 4095, 3001], device=device).int()
     expected = torch.stack([best(scores[t], 300, int(starts[t]), int(ends[t])) for t in range(3)])
-    for direct in (1024, 4096):
-        monkeypatch.setattr(form, "DIRECT", direct)
+    for many, length in ((1, 1024), (1, 2048), (1, 4096), (1024, 2048), (1024, 4096)):
+        monkeypatch.setattr(form, "MANY_ROWS", many)
+        monkeypatch.setattr(form, "list_length", lambda topk, length=length: length)
         indices = torch.full((3, 300), -1, dtype=torch.int32, device=device)
         form.select_rows(padded, 300, starts, ends, indices, None)
-        assert torch.equal(indices.cpu(), expected), direct
+        assert torch.equal(indices.cpu(), expected), (many, length)
 
 
 @on_each_device
 def test_a_sample_that_misleads_changes_nothing(device, monkeypatch):
     """Large scores only where the sample does not look, or only where it looks."""
-    monkeypatch.setattr(form, "DIRECT", 1024)
-    i = torch.arange(1024)
-    seen = i * 4 + (((i * 40503) & 0x7FFF) * 4 >> 15)
+    monkeypatch.setattr(form, "list_length", lambda topk: 1024)
+    run = torch.arange(128)[:, None]
+    seen = ((run * 4 + (((run * 40503) & 0x7FFF) * 4 >> 15)) * 8 + torch.arange(8)).flatten()
     low, high = torch.zeros(4096), torch.zeros(4096)
     low[seen] = -torch.rand(1024, generator=torch.Generator().manual_seed(0))
     high[seen] = torch.rand(1024, generator=torch.Generator().manual_seed(0))
@@ -225,8 +227,9 @@ def test_the_set_is_the_same_in_100_runs_and_over_all_tilings(monkeypatch):
         assert all(map(torch.equal, form.select_tokens(q, k, w, 2048, return_scores=True), reference))
     for budget in (1 << 18, 1 << 22, 1 << 30):
         monkeypatch.setattr(form, "SCORE_BYTES", budget)
-        for direct in (1024, 8192):
-            monkeypatch.setattr(form, "DIRECT", direct)
+        for many, length in ((1, 4096), (1, 8192), (4096, 4096), (4096, 1 << 16)):
+            monkeypatch.setattr(form, "MANY_ROWS", many)
+            monkeypatch.setattr(form, "list_length", lambda topk, length=length: length)
             assert all(map(torch.equal, form.select_tokens(q, k, w, 2048, return_scores=True), reference))
     starts, ends = torch.zeros(1, device="cuda"), torch.tensor([len(k)], device="cuda")
     alone = form.select_tokens(q[-1:], k, w[-1:], 2048, starts, ends, return_scores=True)

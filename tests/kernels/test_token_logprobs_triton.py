@@ -53,7 +53,8 @@ def check(N, D, V, dtype, device, tolerance):
 @on_each_device
 @pytest.mark.parametrize("rows", [4, 1 << 15])
 def test_results_and_gradients_match_float64(device, rows, monkeypatch):
-    monkeypatch.setattr(form, "LOGIT_BYTES", 4 * 9 * 128)
+    monkeypatch.setattr(form, "TILE_BYTES", 4 * 9 * 128)
+    monkeypatch.setattr(form, "STRIP", 64)
     monkeypatch.setattr(form, "ROWS", rows)
     check(9, 24, 300, torch.float32, device, 2e-6)
 
