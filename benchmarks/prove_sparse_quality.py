@@ -29,7 +29,7 @@ from rorqual.stages import adapt, prepare, pretrain
 from rorqual.stages.recipe import Recipe
 from rorqual.train.loop import Place
 
-SECONDS, QUICK_SECONDS = 2400, 90
+SECONDS, QUICK_SECONDS = 3000, 90
 RECIPE = RECIPES / "quality.toml"
 SHORT = ["--pretrain.pace.steps=4"]
 SHORT_ADAPT = ["--warm_indexer.pace.steps=3", "--train_sparse.pace.steps=3", "--quality.needles.count=4"]

@@ -8,8 +8,8 @@ same line again. An echo is pairs of words, the first of each said again after i
 what is drawn at random, nothing could predict.
 
 To answer a question a model must find the key and know what stood before it. Finding is learned at once; looking one token
-back is not, and neither has a gradient without the other. Echoes ask for nothing but the token before, so a stage that begins
-with them gets over this; and its batches must hold enough answers (thousands of tokens), or their noise drowns it all the same.
+back is not, and neither has a gradient without the other. Echoes ask for nothing but the token before. What decides at the tiny
+size is the batch: with 64 rows and more most seeds learned it, with 16 none.
 """
 
 from __future__ import annotations
