@@ -209,18 +209,19 @@ def select_rows(
     state = torch.empty(2, t, dtype=torch.int32, device=scores.device)  # the bar, then whether it misled; reach
     rows = scores, starts, ends
     out = indices, indices if chosen is None else chosen
-    blocks = {"N": 256, "num_warps": 1} if warps == 1 else {"N": 1024, "num_warps": 4}
-    listing, finishing, wide = list_kernel, finish_kernel, {}
+    blocks = {"N": 512, "num_warps": 1} if warps == 1 else {"N": 1024, "num_warps": 4}
+    listing, finishing, list_layout, finish_layout = list_kernel, finish_kernel, {}, {}
     if not portable and scores.is_cuda and torch.version.hip is None:
         from rorqual.kernels import select_tokens_gluon
 
-        listing, finishing, wide = select_tokens_gluon.list_kernel, select_tokens_gluon.finish_kernel, {"WIDE": 8}
+        listing, finishing = select_tokens_gluon.list_kernel, select_tokens_gluon.finish_kernel
+        list_layout, finish_layout = {"WIDE": 4 if warps == 1 else 8}, {"WIDE": 8}
     if length < S:
         bar_kernel[(t,)](*rows, *state, scores.stride(0), topk, LENGTH=length, N=sample, num_warps=min(16, sample // 1024))
-        listing[(t,)](*rows, lists, *state, scores.stride(0), LENGTH=length, N=block, num_warps=warps, **wide)
+        listing[(t,)](*rows, lists, *state, scores.stride(0), LENGTH=length, N=block, num_warps=warps, **list_layout)
     finishing[(t,)](
         *rows, lists, *state, *out, scores.stride(0), topk, LENGTH=length, BLOCK=block, LISTED=length < S,
-        SCORES=chosen is not None, **blocks, **wide,
+        SCORES=chosen is not None, **blocks, **finish_layout,
     )  # fmt: skip
     if length < S:
         search_kernel[(triton.cdiv(t, 32),)](

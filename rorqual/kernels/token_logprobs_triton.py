@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from rorqual.kernels.logprobs import kept_rows, token_logprobs_plain
 
-TILE_BYTES = 144 << 20
+TILE_BYTES = 128 << 20
 """The gradient of a tile of logits, and a tile's mask where tokens are kept."""
 ROWS = 1 << 15
 """Tokens of one tile of the backward at most."""
