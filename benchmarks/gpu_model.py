@@ -24,6 +24,7 @@ from rorqual.bench.timing import median_seconds, replayed
 from rorqual.config import load
 from rorqual.engine.cache import PagedCache, Span
 from rorqual.engine.decoder import PagedDecode
+from rorqual.kernels import pack_latent
 from rorqual.model import ModelConfig, Transformer
 from rorqual.model.call import AttentionMode, Call
 from rorqual.model.rope import rotation
@@ -61,10 +62,27 @@ def drawn(config: ModelConfig) -> Transformer:
 def filled_cache(config: ModelConfig, blocks: int, packed: bool) -> PagedCache:
     """A cache whose entries are random: what was there before a step does not change its time, but zeros might."""
     cache = PagedCache(config, blocks, PAGE, torch.bfloat16, DEVICE, packed=packed)
-    for store in (*cache._kv, *cache._index_keys):
+    for store in cache._kv:
+        store.copy_(random_entries(store, config)) if packed else store.normal_()
+    for store in cache._index_keys:
         if store is not None:
-            store.random_(0, 120) if packed else store.normal_()
+            fill_index_keys(store, blocks) if packed else store.normal_()
     return cache
+
+
+def random_entries(store: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Packed entries for all slots: a few thousand drawn ones, again and again."""
+    drawn = torch.randn(4096, config.kv_lora_rank + config.qk_rope_head_dim, device=store.device)
+    few = pack_latent(drawn[:, : config.kv_lora_rank], drawn[:, config.kv_lora_rank :])
+    return few.repeat(-(-len(store) // len(few)), 1)[: len(store)]
+
+
+def fill_index_keys(store: torch.Tensor, blocks: int) -> None:
+    """Random codes below e4m3's NaN, and scales of 1, which stand behind a block's codes."""
+    pages = store[: blocks * PAGE].view(blocks, -1)
+    values = pages[:, : PAGE * (store.shape[1] - 4)]
+    values.random_(0, 120)
+    pages[:, values.shape[1] :] = torch.ones(PAGE, device=store.device).view(torch.uint8)
 
 
 def graph_ms(call: Callable[[], Any]) -> float:
@@ -107,7 +125,8 @@ def decode(model: Transformer, position: int, batch: int, packed: bool) -> dict[
     table = torch.randperm(batch * pages, device=DEVICE).view(batch, pages).int()
     at = torch.full((batch,), position - 1, device=DEVICE)
     first = torch.arange(batch, device=DEVICE)
-    rows = Rows(torch.zeros_like(first), at, first, (1, batch), None, (1,) * batch, (1,) * batch)
+    tokens = torch.randint(0, model.config.vocab_size, (batch,), device=DEVICE)
+    rows = Rows(tokens, at, first, (1, batch), None, (1,) * batch, (1,) * batch)
     figures: dict[str, float] = {"position": position, "batch": batch}
     for name, mode in DECODE.items():
 
