@@ -68,6 +68,8 @@ def problem_of_arguments(words: list[str]) -> str | None:
     if len(names) > 1 or words[0].startswith("-") or not source.exists():
         return None
     text = source.read_text()
+    if "from rorqual.launch import" in text:
+        text += (ROOT / "rorqual" / "launch.py").read_text()  # options that commands of stages share
     takes_overrides = "TAKES_OVERRIDES = True" in text
     for word in words[1:]:
         option = word.split("=")[0]
