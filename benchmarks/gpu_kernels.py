@@ -22,7 +22,7 @@ RUNS = [
     *({"op": "sparse-decode", "batch": B, "context": 4096} for B in (1, 8, 64, 128)),
     *({"op": "sparse-decode-fp8", "batch": B, "context": 4096} for B in (1, 8, 64, 128)),
     {"op": "sparse-backward", "context": 32768},
-    *({"op": "masked-prefill", "context": S} for S in (2048, 4096, 8192, 16384)),
+    *({"op": "masked-prefill", "context": S} for S in (4096, 8192, 16384)),
     *({"op": "select", "context": T} for T in (8192, 32768, 131072)),
     *({"op": "top-k", "context": T, "queries": rows} for rows, T in ((4096, 8192), (4096, 32768), (2048, 131072))),
     {"op": "index-loss", "context": 32768},

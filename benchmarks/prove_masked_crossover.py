@@ -1,5 +1,5 @@
 """On a CPU masked multi-head attention beats gathered sparse attention at a context of twice the selected keys and loses at
-twelve times, at three shapes: AttentionMode.masked_factor (4) lies where they are level. Both give the same result.
+twelve times, at three shapes: AttentionMode.masked_factor (3.5) lies just below where they are level. Both give the same result.
 
 The quick form checks the results alone: which is faster is asserted where nothing else runs."""
 

@@ -4,9 +4,8 @@ The consumers are those of `sparse_attention_gluon`; the producer differs. It lo
 ahead, widens them to bfloat16 and stores them where the bf16 form's asynchronous copies would have put them. Widening costs nine
 instructions for four numbers: e4m3's bits, moved to the low end of bfloat16's exponent, mean 2^-120 of the value (subnormals
 too), so one packed product with 2^120 times the entry's scale gives the number exactly. That factor is finite for scales up to
-2^7: entries up to 57,344 in size; larger ones come out infinite. What bounds the kernel beside the matrix products is shared
-memory's bandwidth, so the stores are laid out to meet in no bank, and no fence stands in the producer: its loads would have to
-arrive before each one, and the consumers have one on the way from every barrier to their products.
+2^7: entries up to 57,344 in size; larger ones come out infinite. No fence stands in the producer: its loads would have to arrive
+before each one, and the consumers have one on the way from every barrier to their products.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ class AttentionMode:
     form: Literal["absorbed", "expanded", "auto"] = "absorbed"
     """absorbed: multi-query attention over the latents; a row's bits depend on its context alone, so that decoding equals
     prefill. expanded: multi-head attention, sparse by a mask. auto: expanded where that is faster, absorbed elsewhere."""
-    masked_factor: float = 4.0
+    masked_factor: float = 3.5
     """auto simulates sparse attention by masked multi-head attention for prompts up to this many times index_topk, and for later
     chunks whose rows see as many keys on average as those of such a prompt. Measured: on CPU level at 4 to 8 times
-    (benchmarks/prove_masked_crossover.py), on one H200 with 128 heads at 4 times (`rorqual bench masked-prefill`: 8,192
-    tokens); the paper's cost curve has its knee at 3.2 times."""
+    (benchmarks/prove_masked_crossover.py); on one H200 with 128 heads 1.56 times as fast at twice and 0.86 at 4 times
+    (`rorqual bench masked-prefill`), so level near 3.4; the paper's cost curve has its knee at 3.2 times."""
 
     def __post_init__(self) -> None:
         require(self, masked_factor=(self.masked_factor >= 0, "at least 0"))

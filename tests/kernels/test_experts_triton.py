@@ -52,6 +52,7 @@ def test_swiglu_and_its_gradient_match_float64(device):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("N", "K", "E", "D", "F"), [(300, 4, 16, 512, 256), (17, 2, 64, 64, 128), (1, 1, 3, 64, 64)])
 def test_grouped_products_and_every_gradient_match_float64(N, K, E, D, F):
+    torch.manual_seed(0)
     chosen, gates = routing(N, K, E, "cuda")
     if N == 1:
         chosen = torch.zeros_like(chosen)
@@ -64,6 +65,11 @@ def test_grouped_products_and_every_gradient_match_float64(N, K, E, D, F):
     grad = torch.randn_like(found)
     assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-2
     grads, wanted = torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, truth, grad.double())
+    # A gate's gradient is y . grad: it rounds with their sizes, not with its own, which may be small.
+    ones = torch.ones_like(truth[4][:, :1])
+    x, w1, w2, w3 = (tensor.detach() for tensor in truth[:4])
+    y = [experts_plain(x, w1, w2, w3, chosen[:, k : k + 1], ones).norm(dim=1) for k in range(K)]
+    sizes = {"gates": (torch.stack(y, 1) * grad.double().norm(dim=1, keepdim=True)).norm()}
     for name, a, b in zip(("x", "w1", "w2", "w3", "gates"), grads, wanted, strict=True):
         assert not a.isnan().any(), name
-        assert ((a.double() - b).norm() / b.norm()).item() < 1.5e-2, name
+        assert ((a.double() - b).norm() / sizes.get(name, b.norm())).item() < 1.5e-2, name
