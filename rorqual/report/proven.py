@@ -41,11 +41,12 @@ def transfer(figures: Figures) -> str:
         ]
         head = ("model", "tasks", "solved", "readable attempts", "calls", "calls accepted")
         parts.append(table(head, rows, f"Set: {suite}"))
-        gaps = [[name, found["tasks"], _points(found)] for name, found in figures["differences"][suite].items()]
-        parts.append(table(("difference", "tasks", "points"), gaps))
+        if gaps := [[name, found["tasks"], _points(found)] for name, found in figures["differences"][suite].items()]:
+            parts.append(table(("difference", "tasks", "points"), gaps))
     ks = list(next(iter(figures["solvers"].values())))
     solvers = [[name, *(rate(found[k]) for k in ks)] for name, found in figures["solvers"].items()]
-    return "".join(parts) + table(["solver", *ks], solvers, "The fifty compiled tasks by solver")
+    parts.append(table(["solver", *ks], solvers, "The fifty compiled tasks by solver"))
+    return "".join(parts) + prose(*map(str, figures.get("why", ())))
 
 
 def speciale(figures: Figures) -> str:
