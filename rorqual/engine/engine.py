@@ -92,13 +92,16 @@ class Engine:
 
     model: Transformer
     config: EngineConfig = field(default_factory=EngineConfig)
-    mode: AttentionMode = field(default_factory=AttentionMode)
+    mode: AttentionMode | None = None
+    """None: the absorbed form on a CPU, where results are the same bits in any company; on a GPU prompts take multi-head form
+    where that is faster (`AttentionMode.masked_factor`)."""
 
     def __post_init__(self) -> None:
         model, config = self.model, self.config
         if config.speculative and model.mtp is None:
             raise UserError("speculative: this model has no MTP layer to draft with (n_mtp_layers is 0)")
         weight = model.embed.weight
+        self.attention = self.mode or AttentionMode(form="auto" if weight.is_cuda else "absorbed")
         num_blocks = config.cache_tokens // config.block_size
         self.pool = BlockPool(num_blocks, config.block_size)
         on_device = weight.is_cuda and config.device_steps > 0 and not config.speculative
@@ -116,7 +119,7 @@ class Engine:
         )
         limits = SchedulerConfig(config.max_step_tokens, config.max_running, config.prefix_cache, int(config.speculative))
         self.scheduler = Scheduler(limits, self.pool)
-        self.runner = Runner(model, self.cache, self.records, self.mode)
+        self.runner = Runner(model, self.cache, self.records, self.attention)
         self.decoder = self._decoder(captures=True) if on_device else None
         self.max_context = min(config.max_context or model.config.max_positions, model.config.max_positions)
         self.version = 0
@@ -124,7 +127,7 @@ class Engine:
         self._arrivals = 0
 
     def _decoder(self, captures: bool) -> Decoder:
-        return Decoder(self.model, self.cache, self.records, self.mode, self.config.device_steps, captures)
+        return Decoder(self.model, self.cache, self.records, self.attention, self.config.device_steps, captures)
 
     # --- asking
 

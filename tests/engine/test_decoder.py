@@ -40,7 +40,7 @@ def decoding(model: Transformer, config: EngineConfig) -> Engine:
         if store is not None and not packed:
             store.fill_(torch.nan)
     engine.records = RecordStore(model.config, engine.cache.num_slots, config.record_routing, config.record_selection, cpu)
-    engine.runner = Runner(model, engine.cache, engine.records, engine.mode)
+    engine.runner = Runner(model, engine.cache, engine.records, engine.attention)
     engine.decoder = engine._decoder(captures=False)
     return engine
 
