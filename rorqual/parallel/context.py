@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rorqual.model.cache import Fresh
 from rorqual.model.keys import Keys, Reach, Segment, Segments
 from rorqual.model.rows import Rows
 from rorqual.parallel.collectives import GatherRows
@@ -50,10 +51,10 @@ class GatheredKeys:
     def begin(self, rows: Rows) -> None:
         """Nothing to make room for: keys live for one forward."""
 
-    def update(self, layer: int, kv: Tensor, index_keys: Tensor | None) -> Keys:
-        whole = slice(0, len(kv))
-        index_keys = None if index_keys is None else self._gather(index_keys)
-        return Segments([Segment(whole, self._reach, self._gather(kv), index_keys)])
+    def update(self, layer: int, fresh: Fresh) -> Keys:
+        kv, own = fresh.entries(), fresh.index_keys()
+        index_keys = None if own is None else self._gather(own)
+        return Segments([Segment(slice(0, len(kv)), self._reach, self._gather(kv), index_keys)])
 
     def _gather(self, x: Tensor) -> Tensor:
         """[my rows, ...] -> [all rows, ...]; the gradient of a key is the sum over the ranks that read it."""

@@ -61,7 +61,7 @@ async def selection_of(backend: EngineBackend, tokens: Sequence[int]) -> Selecti
 def _selected(engine: Engine, tokens: Sequence[int]) -> dict[int, np.ndarray]:
     trace = Trace(selected_indices=True)
     device = engine.model.embed.weight.device
-    engine.model.states(torch.tensor([list(tokens)], device=device), trace=trace, mode=engine.mode)
+    engine.model.states(torch.tensor([list(tokens)], device=device), trace=trace, mode=engine.attention)
     return {layer: rows.cpu().numpy() for layer, rows in trace.selected.items()}
 
 
