@@ -63,8 +63,8 @@ class PolicyConfig:
     """How the trainer attends. The default computes as the engine does; expanded is faster for short sequences, and equal up
     to rounding."""
     share_prompts: bool = True
-    """Compute the prompt that attempts have in common once, where the selection is replayed. Log-probs are the same bits; the
-    indexers' loss then counts a row of such a prompt once, not once for each attempt."""
+    """Compute the prompt that attempts have in common once, where the selection is replayed. Log-probs are the same bits, and
+    the indexers' loss counts such a row for each of its attempts, so that gradients do not depend on how batches are cut."""
     limits: BatchLimits = field(default_factory=BatchLimits)
 
     def __post_init__(self) -> None:
@@ -140,8 +140,8 @@ def policy_step(
         loss, statistics = _loss(batch, scored, part.reference, config, divisor)
         index_losses = list(scored.trace.index_losses.values())
         if index_losses:
-            # The mean over all rows, as in sparse training; every layer's indexer has parameters of its own.
-            index = sum(each.sum() for each in index_losses) / counts["rows"] * is_real
+            # The mean over all inputs, as in sparse training; every layer's indexer has parameters of its own.
+            index = sum(_over_inputs(each, scored) for each in index_losses) / counts["rows"] * is_real
             loss = loss + config.index_weight * index
             totals["index_loss"] += float(index.detach()) / len(index_losses)
         if scored.mtp_loss is not None:
@@ -158,6 +158,11 @@ def policy_step(
     loads = {layer: world.sum(load) for layer, load in sorted(loads.items())}
     move_biases(objective.model, loads, config.bias_rate)
     return _metrics(totals, world) | norms | imbalance(loads) | {"train/learning_rate": rate}
+
+
+def _over_inputs(losses: Tensor, scored: Scored) -> Tensor:
+    """The sum over the samples' inputs of a loss that each row of the forward has; a shared row counts for all of its inputs."""
+    return losses.sum() if scored.stands_for is None else (losses * scored.stands_for).sum()
 
 
 def _loss(batch: SampleBatch, scored: Scored, reference: Tensor | None, config: PolicyConfig, divisor: Tensor):

@@ -80,8 +80,8 @@ class SampleBatch:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a forward over the batch."""
-        return len(self.shared.rows.tokens) if self.shared else int((self.documents >= 0).sum())
+        """Inputs of all samples: rows of a forward over the batch where no prompt is shared."""
+        return int((self.documents >= 0).sum())
 
     @property
     def num_tokens(self) -> int:
@@ -171,6 +171,8 @@ class Scored:
     trace: Trace
     mtp_loss: Tensor | None = None
     """The MTP module's summed cross-entropy on sampled tokens, where asked for."""
+    stands_for: Tensor | None = None
+    """float32 [rows of the forward]: how many samples' inputs each row stands for; None: one each."""
 
 
 def score(
@@ -201,7 +203,8 @@ def score(
         return values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
 
     mtp_loss = _mtp_loss(model, states, batch) if mtp else None
-    return Scored(padded(logprobs), padded(entropies), trace, mtp_loss)
+    stands_for = None if shared is None else shared.stands_for(batch.documents >= 0)
+    return Scored(padded(logprobs), padded(entropies), trace, mtp_loss, stands_for)
 
 
 def _row_of_input(states: States, batch: SampleBatch) -> Tensor:

@@ -39,6 +39,10 @@ class SharedRows:
         that such rows must not be branches."""
         return mode.sparse and "none" not in config.layer_indexers and self.shortest >= config.index_topk
 
+    def stands_for(self, is_input: Tensor) -> Tensor:
+        """float32 [rows]: of how many of the samples' inputs (bool [N, T - 1]) each row is the row."""
+        return torch.bincount(self.sources[is_input], minlength=len(self.rows.tokens)).float()
+
 
 ID_BYTES = 8
 """Of a token id in a sample."""

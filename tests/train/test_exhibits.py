@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from rorqual.data.store import TokenStore, write_store
+from rorqual.model.cache import Fresh
 from rorqual.model.call import AttentionMode
 from rorqual.model.transformer import Transformer
 from rorqual.model.weights import save_model
@@ -86,21 +87,20 @@ def test_a_row_depends_on_the_entries_shown_as_selected_and_on_no_other(run: Pat
 def _first_layer(model: Transformer, tokens: torch.Tensor, row: int, silence: list[int] | None = None) -> torch.Tensor:
     """The first layer's attention at a row, with the latents of some tokens made huge."""
     attention = model.layers[0].attn
-    entries = attention._entries
+    entries = Fresh.entries
 
-    def disturbed(x, rotation):
-        made = entries(x, rotation).clone()
-        made[silence or []] += 100.0
+    def disturbed(fresh: Fresh) -> torch.Tensor:
+        made = entries(fresh).clone()
+        if fresh.norm is attention.kv_norm:
+            made[silence or []] += 100.0
         return made
 
     found = []
     hook = attention.register_forward_hook(lambda module, inputs, output: found.append(output[0]))
-    attention._entries = disturbed
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fresh, "entries", disturbed)
         model(tokens[None])
-    finally:
-        hook.remove()
-        attention._entries = entries
+    hook.remove()
     return found[0][row]
 
 
