@@ -13,11 +13,10 @@ import copy
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -40,6 +39,7 @@ from rorqual.stages.sorting import SHAPE, SortingConfig, draw_prompts, taught, v
 from rorqual.train.optimizer import Optimizer, OptimizerConfig
 from rorqual.train.policy_step import DomainObjective, PolicyConfig, PolicyObjective, policy_step, prepare
 from rorqual.train.samples import Item, ReplayConfig, sample_batch, score
+from rorqual.workers import Workers, open_pool
 
 STABILISERS = ("unbiased_kl", "sequence_mask", "keep_routing", "keep_sampling_mask", "keep_selection")
 ARMS = ("plain", *STABILISERS, "all")
@@ -153,21 +153,25 @@ def finished(config: Config, cells: Sequence[Cell], directory: Path) -> Iterator
             if time.monotonic() < ends:
                 yield write_cell(config, cell, directory)
         return
-    # Spawned: a process forked beside torch's threads may hang.
-    pool = ProcessPoolExecutor(config.side_by_side, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-    with pool:
-        waiting = [pool.submit(write_cell, config, cell, directory) for cell in missing]
+    with open_pool(Workers(config.side_by_side)) as pool:
+        waiting = [pool.submit(_write_cell_on_one_thread, config, cell, directory) for cell in missing]
         for done in as_completed(waiting):
             if not done.cancelled():
                 yield done.result()
             if time.monotonic() > ends:
-                pool.shutdown(wait=False, cancel_futures=True)
+                for each in waiting:
+                    each.cancel()
 
 
 def write_cell(config: Config, cell: Cell, directory: Path) -> Cell:
     """Run one cell and keep its figures; the cell."""
     write_atomically(_place(directory, cell), json.dumps(run_cell(config, cell, directory)))
     return cell
+
+
+def _write_cell_on_one_thread(config: Config, cell: Cell, directory: Path) -> Cell:
+    torch.set_num_threads(1)
+    return write_cell(config, cell, directory)
 
 
 def _place(directory: Path, cell: Cell) -> Path:
