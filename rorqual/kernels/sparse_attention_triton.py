@@ -457,11 +457,14 @@ def add_by_key(total: Tensor, indices: Tensor, rows: Tensor, value_dim: int) -> 
     S, D = total.shape
     keys, order = indices.flatten().sort(stable=True)
     bounds = torch.searchsorted(keys, torch.arange(S + 1, dtype=keys.dtype, device=keys.device))
-    rope = D - value_dim
-    add_rows_kernel[(S,)](
-        rows, order, bounds, total, L=value_dim, R=rope,
-        LP=triton.next_power_of_2(value_dim), RP=triton.next_power_of_2(rope), B=8, num_warps=4,
-    )  # fmt: skip
+    add_rows_kernel[(S,)](rows, order, bounds, total, **_halves(D, value_dim))
+
+
+def _halves(width: int, value_dim: int) -> dict[str, int]:
+    """How the kernels that add rows take them: latent and rope key apart, eight rows at a time."""
+    rope = width - value_dim
+    padded = {"LP": triton.next_power_of_2(value_dim), "RP": triton.next_power_of_2(rope)}
+    return {"L": value_dim, "R": rope, **padded, "B": 8, "num_warps": 4}
 
 
 @triton.jit
@@ -489,12 +492,8 @@ def add_rows_kernel(
 
 def add_atomically(total: Tensor, indices: Tensor, rows: Tensor, value_dim: int) -> None:
     """As add_by_key, by atomic additions: no sort and no second pass, but sums in any order."""
-    count, D = indices.numel(), total.shape[1]
-    rope = D - value_dim
-    add_atomically_kernel[(triton.cdiv(count, 8),)](
-        rows, indices, total, count, L=value_dim, R=rope,
-        LP=triton.next_power_of_2(value_dim), RP=triton.next_power_of_2(rope), B=8, num_warps=4,
-    )  # fmt: skip
+    count, sizes = indices.numel(), _halves(total.shape[1], value_dim)
+    add_atomically_kernel[(triton.cdiv(count, sizes["B"]),)](rows, indices, total, count, **sizes)
 
 
 @triton.jit
